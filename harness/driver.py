@@ -1,0 +1,147 @@
+"""Walk a model window by window and let a method quantize each; stop and resume between any two windows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+
+from harness.architecture import Block
+from harness.attention import AttentionSpec, allow_quantized_attention
+from harness.errors import BadOutput, HarnessError, Unsupported
+from harness.method import Method, QuantizedWindow
+from harness.models import LoadedModel
+from harness.progress import Progress
+from harness.quantized import QuantizedModel
+from harness.quantizer import ActivationSpec
+from harness.settings import Setting
+from harness.window import Runner, Streams, Window, open_streams
+
+_STAGE = "quantize"
+
+
+def quantize_model(
+    model: LoadedModel,
+    method: Method,
+    setting: Setting,
+    calibration: Int64[torch.Tensor, "n length"] | None,
+    *,
+    seed: int,
+    checkpoints: Path,
+    progress: Progress,
+) -> QuantizedModel:
+    """Quantize every linear of ``model``, which itself is left as it was.
+
+    Each finished window is written to ``checkpoints``; windows found there are not computed again, and the result is
+    bit-equal to that of an uninterrupted walk. Raises Unsupported for a setting the method cannot do, BadOutput, naming
+    the layer, when a result holds NaN or is not what the contract asks for.
+    """
+    if reason := method.supports(setting):
+        raise Unsupported(reason)
+    blocks = model.architecture.blocks
+    with torch.no_grad(), _highest_precision():
+        if setting.quantizes_kv:
+            allow_quantized_attention(model.module)
+        streams = _open_streams(model, method, calibration)
+        runner = streams.runner if streams else Runner(dict(model.module.named_modules()), {}, model.module.dtype)
+        result = QuantizedModel()
+        for index, (members, leaving) in enumerate(windows(blocks, method.size, method.stride)):
+            progress(_STAGE, index * method.stride, len(blocks), members[0].name)
+            window = Window(
+                index,
+                tuple(members),
+                runner,
+                seed,
+                partial(progress, _STAGE, index * method.stride, len(blocks)),
+                streams.full_precision if streams else None,
+                streams.quantized if streams else None,
+            )
+            part = _quantize_window(window, leaving, method, setting, checkpoints)
+            result = result.joined(part)
+            if streams and members[-1] is not blocks[-1]:
+                streams.advance(leaving, part)
+        progress(_STAGE, len(blocks), len(blocks))
+    return result
+
+
+def windows(blocks: Sequence[Block], size: int, stride: int) -> Iterator[tuple[Sequence[Block], Sequence[Block]]]:
+    """Each window's blocks, and those of them that leave it finished. The last window takes all that is left."""
+    start = 0
+    while True:
+        members = blocks[start : start + size]
+        last = start + size >= len(blocks)
+        yield members, members if last else members[:stride]
+        if last:
+            return
+        start += stride
+
+
+def _open_streams(
+    model: LoadedModel, method: Method, calibration: Int64[torch.Tensor, "n length"] | None
+) -> Streams | None:
+    if not method.calibrated:
+        return None
+    if calibration is None:
+        raise HarnessError("this method needs calibration data", fix="give some: --calibration pydoc:32x512")
+    return open_streams(model.module, model.architecture, calibration.to(model.device))
+
+
+def _quantize_window(
+    window: Window, leaving: Sequence[Block], method: Method, setting: Setting, checkpoints: Path
+) -> QuantizedWindow:
+    saved = checkpoints / f"{window.index:05d}.safetensors"
+    if saved.is_file():
+        found = QuantizedModel.load(saved)
+        return QuantizedWindow(found.linears, found.norms, found.attention, found.report)
+    start = time.monotonic()
+    # Each window has a random state of its own, so that a resumed walk draws what an uninterrupted one does.
+    torch.manual_seed(window.seed * 1_000_003 + window.index)
+    part = _only(method.quantize(window, setting), window, leaving, setting)
+    seconds = time.monotonic() - start
+    part = replace(part, report=tuple({"window_seconds": seconds, **row} for row in part.report))
+    QuantizedModel().joined(part).save(saved)
+    return part
+
+
+def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block], setting: Setting) -> QuantizedWindow:
+    """The blocks that leave the window, checked: all linears there, of the right shape, all numbers finite."""
+    finished = {name for block in leaving for name in block.linears}
+    for name in finished:
+        if name not in part.linears:
+            raise BadOutput(f"{name} was not quantized", fix="a method returns every linear of its window")
+        expected, got = tuple(window.linears[name].weight.shape), tuple(part.linears[name].codes.shape)
+        if got != expected:
+            raise BadOutput(f"{name} has codes of shape {list(got)}, not {list(expected)}")
+    for name, value in part.norms.items():
+        if value.ndim != 1 or not torch.isfinite(value).all():
+            raise BadOutput(f"{name} was replaced by something that is not a finite vector")
+    plain = AttentionSpec(ActivationSpec(setting.kv_bits, setting.symmetric))
+    attention = {
+        name: part.attention.get(name, plain)
+        for block in leaving
+        for name in block.attentions
+        if setting.quantizes_kv or name in part.attention
+    }
+    prefixes = tuple(f"{block.name}." for block in leaving)
+    return QuantizedWindow(
+        {name: part.linears[name] for block in leaving for name in block.linears},
+        {name: value for name, value in part.norms.items() if name.startswith(prefixes)},
+        attention,
+        tuple(row for row in part.report if row["layer"] in finished),
+    )
+
+
+class _highest_precision:
+    """float32 products are float32 within: TF32 would decide codes."""
+
+    def __enter__(self) -> None:
+        self._before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_float32_matmul_precision(self._before)

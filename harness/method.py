@@ -1,0 +1,81 @@
+"""The contract of a quantization method.
+
+A method is one file with one frozen dataclass. Its fields are its options, under the paper's names; each has a literal
+default. The driver hands it one window of decoder blocks after another and gets integers back::
+
+    @register("rtn")
+    @dataclass(frozen=True)
+    class RTN:
+        \"\"\"Round every weight to the nearest level of its group.\"\"\"
+
+        size = stride = 1
+        calibrated = False
+
+        def supports(self, setting): ...
+        def quantize(self, window, setting): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+
+from harness.attention import AttentionSpec
+from harness.linear import QuantizedLinear
+from harness.settings import Setting
+
+if TYPE_CHECKING:
+    from harness.window import Window
+
+_T = TypeVar("_T")
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class QuantizedWindow:
+    """What a method returns for a window."""
+
+    linears: Mapping[str, QuantizedLinear]
+    """Every linear of the window, by its full module name."""
+    norms: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """One-dimensional parameters (norm weights, biases) that a scale was folded into, by full parameter name. The
+    full-precision function of the block must be what it was."""
+    attention: Mapping[str, AttentionSpec] = field(default_factory=dict)
+    """By attention module; under a ``KV`` setting a layer that is not named here gets the plain specification."""
+    report: tuple[Report, ...] = ()
+    """One JSON-able row per layer: what was chosen, what it cost, how well it fits."""
+
+
+class Method(Protocol):
+    """What the driver needs of a method."""
+
+    @property
+    def size(self) -> int:
+        """Blocks in a window: 1 for all that work block by block."""
+
+    @property
+    def stride(self) -> int:
+        """Blocks by which the window moves on; the first ``stride`` blocks leave it finished."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it looks at calibration data; if not, no forward pass is run for it."""
+
+    def supports(self, setting: Setting) -> str | None:
+        """None, or the reason why this setting cannot be done."""
+
+    def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+        """Quantize the linears of ``window``. Must not change the window's modules or streams."""
+
+
+def register(name: str) -> Callable[[type[_T]], type[_T]]:
+    """Mark a class as the method ``name``; the registry finds it by reading the file."""
+
+    def mark(cls: type[_T]) -> type[_T]:
+        cls.method_name = name  # type: ignore[attr-defined]
+        return cls
+
+    return mark

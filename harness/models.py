@@ -1,0 +1,65 @@
+"""Load a checkpoint folder through transformers: safetensors only, no code of its own, in the asked precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from harness.architecture import Architecture, discover
+from harness.checkpoint import open_checkpoint
+from harness.errors import HarnessError
+
+
+@dataclass
+class LoadedModel:
+    """A causal language model in evaluation mode, without gradients, and its tokenizer."""
+
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    path: Path
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        return discover(self.module)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.module.device
+        return device
+
+
+def load_model(path: Path, *, name: str, dtype: str = "default", device: str = "cpu") -> LoadedModel:
+    """The model at ``path``. ``dtype`` is ``float32``, ``bfloat16``, ``float16``, ``checkpoint`` or ``default``.
+
+    ``default`` is float32 on a CPU and the checkpoint's own elsewhere. Raises HarnessError when the folder is not a
+    sound checkpoint or transformers does not know its architecture.
+    """
+    open_checkpoint(path)
+    transformers_logging.disable_progress_bar()
+    if dtype == "default":
+        dtype = "float32" if device == "cpu" else "checkpoint"
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype="auto" if dtype == "checkpoint" else getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise HarnessError(
+            f"transformers cannot load {name!r}: {str(error).splitlines()[0]}",
+            where=str(path),
+            fix="use a checkpoint of a causal language model that this version of transformers knows",
+        ) from error
+    module.to(device=torch.device(device)).eval().requires_grad_(False)
+    # Models made for chat warn on every long text; the harness cuts windows itself.
+    tokenizer.model_max_length = int(1e30)
+    return LoadedModel(module, tokenizer, name, path)

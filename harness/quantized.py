@@ -1,0 +1,186 @@
+"""A quantized model: its linears as integers, on disk and in place of the full-precision ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from harness import atomic
+from harness.architecture import Architecture
+from harness.attention import AttentionSpec, allow_quantized_attention, set_spec
+from harness.errors import HarnessError
+from harness.kernels.pack import pack_bits, unpack_bits
+from harness.linear import QuantizedLinear
+from harness.method import QuantizedWindow, Report
+from harness.quantizer import ActivationSpec
+from harness.simulation import simulate
+from harness.transform import BlockRotation, InputTransform, Permutation
+
+FORMAT_VERSION = 1
+_METADATA_KEY = "harness"
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """All quantized linears of a model (or of a part of it), replaced norms, attention, and the per-layer report."""
+
+    linears: Mapping[str, QuantizedLinear] = field(default_factory=dict)
+    norms: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    attention: Mapping[str, AttentionSpec] = field(default_factory=dict)
+    report: tuple[Report, ...] = ()
+
+    def joined(self, part: QuantizedWindow | QuantizedModel) -> QuantizedModel:
+        """This model with ``part`` added to it."""
+        return QuantizedModel(
+            {**self.linears, **part.linears},
+            {**self.norms, **part.norms},
+            {**self.attention, **part.attention},
+            (*self.report, *part.report),
+        )
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of everything that the linears need at run time, as stored: codes, scales, zero points, transforms."""
+        tensors, _ = _linears_to_tensors(self.linears)
+        return sum(t.numel() * t.element_size() for name, t in tensors.items() if not name.endswith("|bias"))
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.packed_bytes / sum(linear.codes.numel() for linear in self.linears.values())
+
+    def save(self, path: Path) -> None:
+        """Write everything to one safetensors file, whole or not at all."""
+        tensors, described = _linears_to_tensors(self.linears)
+        tensors |= {f"{name}|norm": value.contiguous() for name, value in self.norms.items()}
+        attention = {}
+        for name, spec in self.attention.items():
+            attention[name] = asdict(spec.kv)
+            if spec.rotation is not None:
+                tensors[f"{name}|rotation"] = spec.rotation.contiguous()
+        header = {
+            "format": FORMAT_VERSION,
+            "linears": described,
+            "attention": attention,
+            "report": self.report,
+        }
+        with atomic.replacing(path) as temporary:
+            save_file(tensors, temporary, {_METADATA_KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
+
+    @classmethod
+    def load(cls, path: Path) -> QuantizedModel:
+        """Read what :meth:`save` wrote. Raises HarnessError for a file that is damaged or of another format."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})[_METADATA_KEY])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise HarnessError(f"{path.name} is not a quantized model: {error}", where=str(path), fix="delete it") from error
+        if header["format"] != FORMAT_VERSION:
+            raise HarnessError(f"{path.name} has format {header['format']}, not {FORMAT_VERSION}", where=str(path))
+        return cls(
+            linears={name: _linear(name, about, tensors) for name, about in header["linears"].items()},
+            norms={key.removesuffix("|norm"): value for key, value in tensors.items() if key.endswith("|norm")},
+            attention={
+                name: AttentionSpec(ActivationSpec(**kv), tensors.get(f"{name}|rotation"))
+                for name, kv in header["attention"].items()
+            },
+            report=tuple(header["report"]),
+        )
+
+    def install(self, model: PreTrainedModel, architecture: Architecture) -> None:
+        """Put the simulation of every linear, the norms and the attention specification in place, for good."""
+        modules = dict(model.named_modules())
+        for name, simulated in simulate(self.linears, architecture.shared_inputs, model.dtype).items():
+            parent, _, child = name.rpartition(".")
+            setattr(modules[parent], child, simulated)
+        for name, value in self.norms.items():
+            owner, _, child = name.rpartition(".")
+            parameter = getattr(modules[owner], child)
+            parameter.data = value.to(parameter)
+        if self.attention:
+            allow_quantized_attention(model)
+        for name, spec in self.attention.items():
+            set_spec(modules[name], spec)
+
+
+def unquantized_size(model: nn.Module, architecture: Architecture) -> tuple[float, int]:
+    """Bits per weight and bytes of the block linears of a model that is not quantized."""
+    weights = [model.get_submodule(name).weight for name in architecture.linears]
+    size = sum(w.numel() * w.element_size() for w in weights if isinstance(w, torch.Tensor))
+    return 8.0 * size / sum(w.numel() for w in weights if isinstance(w, torch.Tensor)), size
+
+
+def _linears_to_tensors(linears: Mapping[str, QuantizedLinear]) -> tuple[Tensors, dict[str, Any]]:
+    tensors: Tensors = {}
+    described: dict[str, Any] = {}
+    transforms: dict[int, str] = {}  # linears that share an input share its transform, stored once
+    for name, linear in linears.items():
+        tensors[f"{name}|codes"] = pack_bits(linear.codes, linear.bits)
+        tensors[f"{name}|scales"] = linear.scales.contiguous()
+        if not (linear.zeros == 2 ** (linear.bits - 1)).all():  # symmetric: the zero point is known
+            tensors[f"{name}|zeros"] = pack_bits(linear.zeros, linear.bits)
+        if linear.bias is not None:
+            tensors[f"{name}|bias"] = linear.bias.contiguous()
+        if linear.transform is not None and id(linear.transform) not in transforms:
+            transforms[id(linear.transform)] = name
+            tensors |= _transform_to_tensors(name, linear.transform)
+        described[name] = {
+            "shape": list(linear.codes.shape),
+            "bits": linear.bits,
+            "group_size": linear.group_size,
+            "axis": linear.axis,
+            "activation": asdict(linear.activation) if linear.activation else None,
+            "transform": transforms[id(linear.transform)] if linear.transform else None,
+        }
+    return tensors, described
+
+
+def _linear(name: str, about: dict[str, Any], tensors: Tensors) -> QuantizedLinear:
+    scales = tensors[f"{name}|scales"]
+    zeros = torch.full(scales.shape, 2 ** (about["bits"] - 1), dtype=torch.uint8)
+    if f"{name}|zeros" in tensors:
+        zeros = unpack_bits(tensors[f"{name}|zeros"], about["bits"], tuple(scales.shape))
+    return QuantizedLinear(
+        codes=unpack_bits(tensors[f"{name}|codes"], about["bits"], tuple(about["shape"])),
+        scales=scales,
+        zeros=zeros,
+        bits=about["bits"],
+        group_size=about["group_size"],
+        axis=about["axis"],
+        bias=tensors.get(f"{name}|bias"),
+        activation=ActivationSpec(**about["activation"]) if about["activation"] else None,
+        transform=_transform(about["transform"], tensors) if about["transform"] else None,
+    )
+
+
+def _transform_to_tensors(owner: str, transform: InputTransform) -> Tensors:
+    tensors: Tensors = {}
+    if transform.smooth is not None:
+        tensors[f"{owner}|smooth"] = transform.smooth.contiguous()
+    for i, step in enumerate(transform.steps):
+        value = step.matrix if isinstance(step, BlockRotation) else step.indices
+        kind = "rotation" if isinstance(step, BlockRotation) else "permutation"
+        tensors[f"{owner}|step{i}|{kind}"] = value.contiguous()
+    return tensors
+
+
+def _transform(owner: str, tensors: Tensors) -> InputTransform:
+    steps: list[BlockRotation | Permutation] = []
+    while True:
+        prefix = f"{owner}|step{len(steps)}|"
+        if f"{prefix}rotation" in tensors:
+            steps.append(BlockRotation(tensors[f"{prefix}rotation"]))
+        elif f"{prefix}permutation" in tensors:
+            steps.append(Permutation(tensors[f"{prefix}permutation"]))
+        else:
+            return InputTransform(tensors.get(f"{owner}|smooth"), tuple(steps))

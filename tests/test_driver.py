@@ -1,0 +1,181 @@
+"""The walk through a model: windows, streams, resume, and what a method may not do."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.architecture import Block
+from harness.driver import quantize_model, windows
+from harness.errors import BadOutput, HarnessError, Unsupported
+from harness.linear import QuantizedLinear, round_to_nearest
+from harness.method import QuantizedWindow
+from harness.models import LoadedModel
+from harness.progress import silent
+from harness.quantized import QuantizedModel
+from harness.registry import create_method
+from harness.settings import Setting
+from harness.window import Window
+
+W4A8 = Setting.parse("W4A8g16")
+CALIBRATION = torch.randint(2, 512, (6, 32), generator=torch.Generator().manual_seed(0))
+
+
+def same(one: QuantizedModel, other: QuantizedModel) -> bool:
+    return one.linears.keys() == other.linears.keys() and all(
+        torch.equal(getattr(one.linears[n], part), getattr(other.linears[n], part))
+        for n in one.linears
+        for part in ("codes", "scales", "zeros")
+    )
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Uses both streams, the statistics and the random state: everything that a resume has to get right."""
+
+    size: int = 1
+    stride: int = 1
+    calibrated: bool = True
+    seen: list[Any] = field(default_factory=list)
+
+    def supports(self, setting: Setting) -> str | None:
+        return None
+
+    def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+        statistics = window.input_statistics(window.quantized)
+        reference = window.input_statistics(window.full_precision)
+        self.seen.append((window.index, [b.name for b in window.blocks], statistics, reference))
+        linears = {}
+        for group in window.shared_inputs:
+            drift = statistics[group].absmax / reference[group].absmax.clamp(min=1e-6)
+            for name in group:
+                noise = 1 + 0.01 * torch.randn(window.linears[name].weight.shape)
+                linears[name] = round_to_nearest(window.linears[name].weight * drift.mean() * noise, setting)
+        return QuantizedWindow(linears, report=tuple({"layer": name} for name in linears))
+
+
+def run(model: LoadedModel, method: Any, folder: Path, setting: Setting = W4A8, seed: int = 0) -> QuantizedModel:
+    return quantize_model(model, method, setting, CALIBRATION, seed=seed, checkpoints=folder, progress=silent)
+
+
+def test_rtn_is_rounding_and_leaves_the_model_alone(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    before = {name: p.clone() for name, p in tiny_model.module.named_parameters()}
+    result = run(tiny_model, create_method("rtn", {}), tmp_path)
+    assert tuple(result.linears) == tiny_model.architecture.linears
+    for name, linear in result.linears.items():
+        expected = round_to_nearest(before[f"{name}.weight"], W4A8)
+        assert torch.equal(linear.codes, expected.codes)
+    assert all(torch.equal(p, before[name]) for name, p in tiny_model.module.named_parameters())
+    assert [row["layer"] for row in result.report] == list(result.linears)
+    assert all(0 < row["weight_error"] < 0.1 for row in result.report)
+
+
+def test_streams_are_chunked_statistics_of_the_true_inputs(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    inputs: dict[str, torch.Tensor] = {}
+    name = tiny_model.architecture.blocks[1].shared_inputs[3][0]
+    hook = tiny_model.module.get_submodule(name).register_forward_pre_hook(lambda _, args: inputs.update(x=args[0]))
+    tiny_model.module(input_ids=CALIBRATION)
+    hook.remove()
+    method = Scaled()
+    run(tiny_model, method, tmp_path)
+    _, _, quantized, full_precision = method.seen[1]
+    x = inputs["x"].flatten(0, 1).double()
+    torch.testing.assert_close(full_precision[(name,)].hessian.double(), x.T @ x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(full_precision[(name,)].absmax.double(), x.abs().amax(0), rtol=1e-5, atol=1e-6)
+    assert full_precision[(name,)].tokens == CALIBRATION.numel()
+    assert not torch.allclose(quantized[(name,)].hessian, full_precision[(name,)].hessian, rtol=1e-3)
+
+
+def test_resumed_walk_is_bit_equal(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    whole = run(tiny_model, Scaled(), tmp_path / "whole")
+    partial = tmp_path / "partial"
+    partial.mkdir()
+    (partial / "00000.safetensors").write_bytes((tmp_path / "whole" / "00000.safetensors").read_bytes())
+    method = Scaled()
+    assert same(run(tiny_model, method, partial), whole)
+    assert [index for index, *_ in method.seen] == [1]
+    again = Scaled()
+    assert same(run(tiny_model, again, partial), whole) and not again.seen
+
+
+def test_same_seed_same_integers_other_seed_others(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    first = run(tiny_model, Scaled(), tmp_path / "a")
+    torch.randn(17)  # whatever was drawn before
+    assert same(run(tiny_model, Scaled(), tmp_path / "b"), first)
+    assert not same(run(tiny_model, Scaled(), tmp_path / "c", seed=1), first)
+
+
+def blocks(n: int) -> list[Block]:
+    return [Block(f"b{i}", (), (), False) for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "stride", "expected"),
+    [
+        (3, 1, 1, [("0", "0"), ("1", "1"), ("2", "2")]),
+        (4, 2, 1, [("01", "0"), ("12", "1"), ("23", "23")]),
+        (5, 2, 2, [("01", "01"), ("23", "23"), ("4", "4")]),
+        (5, 4, 2, [("0123", "01"), ("234", "234")]),
+        (1, 4, 1, [("0", "0")]),
+    ],
+)
+def test_windows_cover_every_block_once(n: int, size: int, stride: int, expected: list[tuple[str, str]]) -> None:
+    found = [("".join(b.name[1:] for b in m), "".join(b.name[1:] for b in x)) for m, x in windows(blocks(n), size, stride)]
+    assert found == expected
+    assert "".join(leaving for _, leaving in found) == "".join(map(str, range(n)))
+
+
+def test_overlapping_windows_keep_what_leaves(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    result = run(tiny_model, Scaled(size=2, stride=1), tmp_path)
+    assert tuple(result.linears) == tiny_model.architecture.linears
+    assert [row["layer"] for row in result.report] == list(result.linears)
+
+
+@dataclass(frozen=True)
+class Spoilt(Scaled):
+    """RTN with one thing wrong."""
+
+    fault: str = ""
+
+    def supports(self, setting: Setting) -> str | None:
+        return "never" if self.fault == "unsupported" else None
+
+    def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+        linears: dict[str, QuantizedLinear] = {}
+        norms = {}
+        for name, linear in window.linears.items():
+            weight = linear.weight
+            if self.fault == "nan" and name.endswith("up_proj"):
+                weight = weight * torch.nan
+            if self.fault == "shape" and name.endswith("up_proj"):
+                weight = weight[:16]
+            if self.fault != "skip" or not name.endswith("up_proj"):
+                linears[name] = round_to_nearest(weight, setting)
+        if self.fault == "norm":
+            norms = {f"{window.blocks[0].name}.input_layernorm.weight": torch.full((64,), torch.inf)}
+        return QuantizedWindow(linears, norms)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "complaint"),
+    [
+        ("unsupported", Unsupported, "never"),
+        ("skip", BadOutput, r"model\.layers\.0\.mlp\.up_proj was not quantized"),
+        ("shape", BadOutput, r"up_proj has codes of shape \[16, 64\], not \[128, 64\]"),
+        ("nan", BadOutput, "a scale is not a finite positive number"),
+        ("norm", BadOutput, "input_layernorm.weight was replaced by something that is not a finite vector"),
+    ],
+)
+def test_broken_contracts_are_named(
+    tiny_model: LoadedModel, tmp_path: Path, fault: str, kind: type[HarnessError], complaint: str
+) -> None:
+    with pytest.raises(kind, match=complaint):
+        run(tiny_model, Spoilt(fault=fault), tmp_path)
+
+
+def test_kv_setting_reaches_every_attention(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    result = run(tiny_model, create_method("rtn", {}), tmp_path, Setting.parse("W4A8KV4"))
+    assert list(result.attention) == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
+    assert {spec.kv.bits for spec in result.attention.values()} == {4}
