@@ -84,11 +84,11 @@ def windows(blocks: Sequence[Block], size: int, stride: int) -> Iterator[tuple[S
 def _open_streams(
     model: LoadedModel, method: Method, calibration: Int64[torch.Tensor, "n length"] | None
 ) -> Streams | None:
-    if not method.calibrated:
+    if not method.reads:
         return None
     if calibration is None:
         raise HarnessError("this method needs calibration data", fix="give some: --calibration pydoc:32x512")
-    return open_streams(model.module, model.architecture, calibration.to(model.device))
+    return open_streams(model.module, model.architecture, calibration.to(model.device), method.reads)
 
 
 def _quantize_window(
@@ -133,6 +133,7 @@ def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block], setti
         {name: value for name, value in part.norms.items() if name.startswith(prefixes)},
         attention,
         tuple(row for row in part.report if row["layer"] in finished),
+        part.outputs if len(leaving) == len(window.blocks) else None,
     )
 
 

@@ -9,7 +9,7 @@ default. The driver hands it one window of decoder blocks after another and gets
         \"\"\"Round every weight to the nearest level of its group.\"\"\"
 
         size = stride = 1
-        calibrated = False
+        reads = frozenset()
 
         def supports(self, setting): ...
         def quantize(self, window, setting): ...
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
 
@@ -28,9 +28,10 @@ from harness.linear import QuantizedLinear
 from harness.settings import Setting
 
 if TYPE_CHECKING:
-    from harness.window import Window
+    from harness.window import Stream, Window
 
 _T = TypeVar("_T")
+StreamName = Literal["full_precision", "quantized"]
 Report = dict[str, Any]
 
 
@@ -47,6 +48,8 @@ class QuantizedWindow:
     """By attention module; under a ``KV`` setting a layer that is not named here gets the plain specification."""
     report: tuple[Report, ...] = ()
     """One JSON-able row per layer: what was chosen, what it cost, how well it fits."""
+    outputs: Stream | None = None
+    """The quantized stream behind the window, if the method has come by it (:meth:`Window.walk`); it saves a pass."""
 
 
 class Method(Protocol):
@@ -61,8 +64,8 @@ class Method(Protocol):
         """Blocks by which the window moves on; the first ``stride`` blocks leave it finished."""
 
     @property
-    def calibrated(self) -> bool:
-        """Whether it looks at calibration data; if not, no forward pass is run for it."""
+    def reads(self) -> frozenset[StreamName]:
+        """The calibration streams it looks at; no forward pass is run for those that it does not."""
 
     def supports(self, setting: Setting) -> str | None:
         """None, or the reason why this setting cannot be done."""

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -59,7 +60,7 @@ def load_model(path: Path, *, name: str, dtype: str = "default", device: str = "
             where=str(path),
             fix="use a checkpoint of a causal language model that this version of transformers knows",
         ) from error
-    module.to(device=torch.device(device)).eval().requires_grad_(False)
+    nn.Module.to(module, device).eval().requires_grad_(False)
     # Models made for chat warn on every long text; the harness cuts windows itself.
     tokenizer.model_max_length = int(1e30)
     return LoadedModel(module, tokenizer, name, path)

@@ -115,21 +115,28 @@ def grid_of_rows(
     rows: Float[torch.Tensor, "n g"], format: WeightFormat
 ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
     """Scale and zero point, as float32, for each row taken as one group. Scales are exact float16 values."""
-    lo, hi = torch.aminmax(rows.float(), dim=1)
+    lo, hi = range_of_rows(rows.float(), format)
+    return _search(rows.float(), lo, hi, format) if format.clip_search else grid_of_ranges(lo, hi, format)
+
+
+def range_of_rows(
+    rows: Float[torch.Tensor, "n g"], format: WeightFormat
+) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
+    """Lowest and highest value of each row, widened to hold zero; −1 and 1 where all are zero."""
+    lo, hi = torch.aminmax(rows, dim=1)
     lo, hi = lo.clamp(max=0), hi.clamp(min=0)
     empty = (lo == 0) & (hi == 0)
     lo, hi = torch.where(empty, -1.0, lo), torch.where(empty, 1.0, hi)
     if format.symmetric:
         hi = torch.maximum(-lo, hi)
         lo = -hi
-    if format.clip_search:
-        return _search(rows.float(), lo, hi, format)
-    return _scale_and_zero(lo, hi, format)
+    return lo, hi
 
 
-def _scale_and_zero(
+def grid_of_ranges(
     lo: Float[torch.Tensor, " n"], hi: Float[torch.Tensor, " n"], format: WeightFormat
 ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
+    """Scale and zero point of groups with these ranges. Scales are exact float16 values."""
     levels = 2**format.bits - 1
     scale = store((hi - lo) / levels)
     zero = torch.full_like(scale, 2 ** (format.bits - 1)) if format.symmetric else (-lo / scale).round().clamp(0, levels)
@@ -165,12 +172,12 @@ def _search_chunk(
 ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
     levels = 2**format.bits - 1
     buffers = torch.empty_like(columns), torch.empty_like(columns)
-    scale, zero = _scale_and_zero(lo, hi, format)
+    scale, zero = grid_of_ranges(lo, hi, format)
     error, best = _search_error(columns, scale, zero, levels, buffers), torch.ones_like(lo)
 
     def attempt(shrink: Float[torch.Tensor, " n"]) -> None:
         nonlocal error, best, scale, zero
-        new_scale, nearest = _scale_and_zero(lo * shrink, hi * shrink, format)
+        new_scale, nearest = grid_of_ranges(lo * shrink, hi * shrink, format)
         for new_zero in _zero_candidates(lo * shrink, new_scale, nearest, format):
             new_error = _search_error(columns, new_scale, new_zero, levels, buffers)
             better = new_error < error

@@ -10,44 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import nn
+from greenlet import getcurrent, greenlet
 from transformers import PreTrainedModel
 
 from harness.architecture import Architecture, Block
 from harness.attention import set_spec
-from harness.method import QuantizedWindow
+from harness.hessian import Hessian
+from harness.linear import QuantizedLinear
+from harness.method import QuantizedWindow, StreamName
+from harness.quantizer import ActivationSpec, simulate_tokens
 from harness.simulation import simulate
 
 CHUNK_TOKENS = 2048
-
-Observer = Callable[[Float[torch.Tensor, "tokens in"]], None]
-
-
-@dataclass
-class InputStatistics:
-    """Streamed over the calibration tokens that reach one shared input."""
-
-    hessian: Float[torch.Tensor, "in in"]
-    """Σ x xᵀ in float32, not normalised."""
-    absmax: Float[torch.Tensor, " in"]
-    """max |x| of each channel."""
-    tokens: int = 0
-
-    @classmethod
-    def empty(cls, features: int, device: torch.device) -> InputStatistics:
-        return cls(torch.zeros(features, features, device=device), torch.zeros(features, device=device))
-
-    def add(self, x: Float[torch.Tensor, "tokens in"]) -> None:
-        x = x.float()
-        self.hessian.addmm_(x.T, x)
-        torch.maximum(self.absmax, x.abs().amax(dim=0), out=self.absmax)
-        self.tokens += x.shape[0]
-
 
 @dataclass(frozen=True)
 class Stream:
@@ -148,55 +128,114 @@ class Window:
                 hidden = self.runner.block(block, hidden)
         return hidden
 
-    def observe(
-        self, observers: Mapping[str, Observer], stream: Stream, part: QuantizedWindow | None = None
-    ) -> None:
-        """Call ``observers[linear]`` with the input of that linear, [tokens, in], for every chunk of ``stream``.
+    def walk(self, *streams: Stream) -> Iterator[tuple[SharedInput, ...]]:
+        """Run the window once over all of ``streams``, stopping at one shared input after another.
 
-        Linears in ``part`` are quantized meanwhile. Each chunk is run no further than the last observer needs.
+        At each stop the caller sees, per stream, the input of some linears for every chunk, and may put quantized
+        linears in their place before the run goes on: what comes later has then seen their error. Nothing is computed
+        twice. The last stop has ``names == ()`` and, for ``chunks``, the window's output.
         """
-        for chunk in stream.chunks:
-            waiting = set(observers)
-
-            def hook(name: str) -> Callable[..., None]:
-                def served(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-                    observers[name](args[0].flatten(0, -2))
-                    waiting.discard(name)  # noqa: B023 (used within this iteration only)
-                    if not waiting:  # noqa: B023
-                        raise _AllServed
-
-                return served
-
-            with self.runner.installed(part or QuantizedWindow({}), self.blocks), ExitStack() as stack:
-                for name in observers:
-                    parent, _, child = name.rpartition(".")
-                    module = getattr(self.runner.modules[parent], child)
-                    stack.callback(module.register_forward_pre_hook(hook(name)).remove)
-                try:
-                    for block in self.blocks:
-                        chunk = self.runner.block(block, chunk)
-                except _AllServed:
-                    continue
-
-    def input_statistics(
-        self, stream: Stream, groups: Iterable[tuple[str, ...]] | None = None, part: QuantizedWindow | None = None
-    ) -> dict[tuple[str, ...], InputStatistics]:
-        """Hessian and absolute maxima of each shared input, in one pass over ``stream``."""
-        statistics = {
-            group: InputStatistics.empty(self.linears[group[0]].in_features, self.linears[group[0]].weight.device)
-            for group in (groups or self.shared_inputs)
-        }
-        self.observe({group[0]: s.add for group, s in statistics.items()}, stream, part)
-        return statistics
+        walkers = [_Walker(self, stream) for stream in streams]
+        with ExitStack() as stack:
+            for name, linear in self.linears.items():
+                stack.enter_context(_forward_of(linear, partial(_gate, name, linear.forward)))
+            for walker in walkers:
+                stack.callback(walker.stop)
+            for names in (*self.shared_inputs, ()):
+                yield tuple(walker.advance(names) for walker in walkers)
 
 
-class _AllServed(Exception):
-    """Every observer has seen this chunk; the rest of the blocks need not run."""
+@dataclass(frozen=True)
+class SharedInput:
+    """A stop of :meth:`Window.walk`: the linears ``names`` are about to read ``chunks``, [n, t, in] each."""
+
+    names: tuple[str, ...]
+    chunks: list[Float[torch.Tensor, "_n _t _in"]]
+    _runner: Runner
+    _stand_ins: dict[str, nn.Module]
+
+    def install(self, linears: Mapping[str, QuantizedLinear]) -> None:
+        """From here on ``linears`` run instead of the full-precision ones."""
+        self._stand_ins.update(simulate(linears, [self.names], self._runner.dtype))
+
+    def hessian(self, activation: ActivationSpec | None = None) -> Hessian:
+        """Of all chunks, quantized as ``activation`` says."""
+        return Hessian.of(self.tokens(activation))
+
+    def absmax(self) -> Float[torch.Tensor, " in"]:
+        """max |x| of each channel over all tokens."""
+        return torch.stack([x.abs().amax(dim=0) for x in self.tokens()]).amax(dim=0)
+
+    def tokens(self, activation: ActivationSpec | None = None) -> Iterator[Float[torch.Tensor, "tokens in"]]:
+        """The chunks as rows of tokens, quantized as ``activation`` says."""
+        for chunk in self.chunks:
+            x = chunk.flatten(0, -2)
+            yield x if activation is None else simulate_tokens(x, activation)
+
+
+class _Walker:
+    """One stream on its walk: each chunk's forward pass is a greenlet that switches back here at every gate."""
+
+    def __init__(self, window: Window, stream: Stream) -> None:
+        self.window = window
+        self.firsts = {group[0] for group in window.shared_inputs}
+        self.stand_ins: dict[str, nn.Module] = {}
+        self.forwards = [_Forward(self, chunk) for chunk in stream.chunks]
+
+    def advance(self, names: tuple[str, ...]) -> SharedInput:
+        """Run every chunk to the shared input ``names``, or to the end."""
+        arrivals = [forward.switch() for forward in self.forwards]
+        expected = names[0] if names else ""
+        if any(name != expected for name, _ in arrivals):
+            raise RuntimeError(f"linears ran in another order: {arrivals[0][0]!r} came where {expected!r} was due")
+        return SharedInput(names, [x for _, x in arrivals], self.window.runner, self.stand_ins)
+
+    def stop(self) -> None:
+        """Unwind the passes that have not ended."""
+        for forward in self.forwards:
+            if forward:
+                forward.throw()
+
+
+class _Forward(greenlet):  # type: ignore[misc]
+    """A forward pass of one chunk through a window."""
+
+    def __init__(self, walker: _Walker, chunk: torch.Tensor) -> None:
+        super().__init__()
+        self.walker, self.chunk = walker, chunk
+
+    def run(self) -> tuple[str, torch.Tensor]:
+        chunk = self.chunk
+        del self.chunk  # hidden states of passed blocks are not kept
+        for block in self.walker.window.blocks:
+            chunk = self.walker.window.runner.block(block, chunk)
+        return "", chunk
+
+
+def _gate(name: str, plain: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Stands before a linear: reports its input if it is the first to read it, then runs what stands in for it."""
+    forward = getcurrent()
+    if not isinstance(forward, _Forward):
+        return plain(x)
+    if name in forward.walker.firsts:
+        forward.parent.switch((name, x))
+    stand_in = forward.walker.stand_ins.get(name)
+    return plain(x) if stand_in is None else stand_in(x)
+
+
+@contextmanager
+def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within, ``module`` is computed by ``forward``; its parameters stay in sight."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def _given(stream: Stream | None) -> Stream:
     if stream is None:
-        raise RuntimeError("a method with calibrated = False has no calibration streams")
+        raise RuntimeError("the method does not declare that it reads this stream")
     return stream
 
 
@@ -211,14 +250,18 @@ class Streams:
     """Both streams, moved through the model window by window."""
 
     runner: Runner
-    full_precision: Stream
-    quantized: Stream
+    full_precision: Stream | None
+    quantized: Stream | None
 
     def advance(self, blocks: Sequence[Block], part: QuantizedWindow) -> None:
-        """Push both streams through ``blocks``: as they are, and as ``part`` leaves them."""
-        self.full_precision = self._through(blocks, self.full_precision)
-        with self.runner.installed(part, blocks):
-            self.quantized = self._through(blocks, self.quantized)
+        """Push the streams through ``blocks``: as they are, and as ``part`` leaves them."""
+        if self.full_precision is not None:
+            self.full_precision = self._through(blocks, self.full_precision)
+        if part.outputs is not None:
+            self.quantized = part.outputs
+        elif self.quantized is not None:
+            with self.runner.installed(part, blocks):
+                self.quantized = self._through(blocks, self.quantized)
 
     def _through(self, blocks: Sequence[Block], stream: Stream) -> Stream:
         chunks = []
@@ -236,9 +279,12 @@ class _Capture:
 
 
 def open_streams(
-    model: PreTrainedModel, architecture: Architecture, calibration: Int64[torch.Tensor, "n length"]
+    model: PreTrainedModel,
+    architecture: Architecture,
+    calibration: Int64[torch.Tensor, "n length"],
+    reads: frozenset[StreamName] = frozenset({"full_precision", "quantized"}),
 ) -> Streams:
-    """Both streams at the first block: the embedded calibration text, and each block's own arguments.
+    """The streams ``reads`` at the first block: the embedded calibration text, and each block's own arguments.
 
     The model runs with every block replaced by one that hands its input on, which costs the embedding alone.
     """
@@ -255,7 +301,11 @@ def open_streams(
         for chunk in calibration.split(per_chunk):
             model(input_ids=chunk, use_cache=False)
     stream = Stream(capture.hidden)
-    return Streams(Runner(modules, arguments, model.dtype), stream, stream)
+    return Streams(
+        Runner(modules, arguments, model.dtype),
+        stream if "full_precision" in reads else None,
+        stream if "quantized" in reads else None,
+    )
 
 
 @contextmanager
@@ -268,8 +318,5 @@ def _handing_on(block: Block, module: nn.Module, capture: _Capture, *, first: bo
             capture.hidden.append(hidden_states)
         return (hidden_states,) if block.returns_tuple else hidden_states
 
-    module.forward = forward
-    try:
+    with _forward_of(module, forward):
         yield
-    finally:
-        del module.forward

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from harness.linear import round_to_nearest
-from harness.method import QuantizedWindow, Report, register
+from harness.method import QuantizedWindow, Report, StreamName, register
 from harness.quantizer import WeightFormat
 from harness.settings import UNQUANTIZED, Setting
 from harness.window import Window, relative_error
@@ -26,7 +26,7 @@ class RTN:
 
     size: ClassVar[int] = 1
     stride: ClassVar[int] = 1
-    calibrated: ClassVar[bool] = False
+    reads: ClassVar[frozenset[StreamName]] = frozenset()
 
     def supports(self, setting: Setting) -> str | None:
         return "rtn quantizes weights: choose W2 to W8" if setting.weight_bits == UNQUANTIZED else None

@@ -17,7 +17,7 @@ from harness.progress import silent
 from harness.quantized import QuantizedModel
 from harness.registry import create_method
 from harness.settings import Setting
-from harness.window import Window
+from harness.window import Stream, Window
 
 W4A8 = Setting.parse("W4A8g16")
 CALIBRATION = torch.randint(2, 512, (6, 32), generator=torch.Generator().manual_seed(0))
@@ -37,23 +37,28 @@ class Scaled:
 
     size: int = 1
     stride: int = 1
-    calibrated: bool = True
+    reads: frozenset[str] = frozenset({"full_precision", "quantized"})
+    hands_on: bool = False
     seen: list[Any] = field(default_factory=list)
 
     def supports(self, setting: Setting) -> str | None:
         return None
 
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
-        statistics = window.input_statistics(window.quantized)
-        reference = window.input_statistics(window.full_precision)
-        self.seen.append((window.index, [b.name for b in window.blocks], statistics, reference))
-        linears = {}
-        for group in window.shared_inputs:
-            drift = statistics[group].absmax / reference[group].absmax.clamp(min=1e-6)
-            for name in group:
+        linears: dict[str, QuantizedLinear] = {}
+        seen = []
+        for quantized, reference in window.walk(window.quantized, window.full_precision):
+            seen.append((quantized.names, quantized.hessian(), reference.hessian(), reference.absmax()))
+            drift = quantized.absmax() / reference.absmax().clamp(min=1e-6)
+            now = {}
+            for name in quantized.names:
                 noise = 1 + 0.01 * torch.randn(window.linears[name].weight.shape)
-                linears[name] = round_to_nearest(window.linears[name].weight * drift.mean() * noise, setting)
-        return QuantizedWindow(linears, report=tuple({"layer": name} for name in linears))
+                now[name] = round_to_nearest(window.linears[name].weight * drift.mean() * noise, setting)
+            quantized.install(now)
+            linears |= now
+        self.seen.append((window.index, seen))
+        report = tuple({"layer": name} for name in linears)
+        return QuantizedWindow(linears, report=report, outputs=Stream(quantized.chunks) if self.hands_on else None)
 
 
 def run(model: LoadedModel, method: Any, folder: Path, setting: Setting = W4A8, seed: int = 0) -> QuantizedModel:
@@ -80,12 +85,21 @@ def test_streams_are_chunked_statistics_of_the_true_inputs(tiny_model: LoadedMod
     hook.remove()
     method = Scaled()
     run(tiny_model, method, tmp_path)
-    _, _, quantized, full_precision = method.seen[1]
+    _, stops = method.seen[1]
+    names, quantized, full_precision, absmax = stops[3]
+    assert names == (name,)
     x = inputs["x"].flatten(0, 1).double()
-    torch.testing.assert_close(full_precision[(name,)].hessian.double(), x.T @ x, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(full_precision[(name,)].absmax.double(), x.abs().amax(0), rtol=1e-5, atol=1e-6)
-    assert full_precision[(name,)].tokens == CALIBRATION.numel()
-    assert not torch.allclose(quantized[(name,)].hessian, full_precision[(name,)].hessian, rtol=1e-3)
+    torch.testing.assert_close(full_precision.matrix.double(), x.T @ x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(absmax.double(), x.abs().amax(0), rtol=1e-5, atol=1e-6)
+    assert full_precision.tokens == CALIBRATION.numel()
+    assert not torch.allclose(quantized.matrix, full_precision.matrix, rtol=1e-3)
+
+
+def test_a_stream_that_a_method_hands_on_is_the_one_the_driver_would_make(
+    tiny_model: LoadedModel, tmp_path: Path
+) -> None:
+    made = run(tiny_model, Scaled(), tmp_path / "made")
+    assert same(run(tiny_model, Scaled(hands_on=True), tmp_path / "handed"), made)
 
 
 def test_resumed_walk_is_bit_equal(tiny_model: LoadedModel, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Mine:
     maybe: int | None = None
     size: ClassVar[int] = 1
     stride: ClassVar[int] = 1
-    calibrated: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset()
     def supports(self, setting): return "too few bits" if setting.weight_bits < 4 else None
     def quantize(self, window, setting): raise AssertionError
 '''

@@ -1,0 +1,240 @@
+"""The command line: words in, one call each, tables out. Heavy modules are imported by nobody here."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.errors import HarnessError, Infrastructure
+
+_FAILED, _WRONG_USE, _SIGNALLED = 1, 2, 128
+
+app = typer.Typer(
+    name="harness",
+    help="Compare post-training quantization methods for language models on equal terms.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+)
+models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+
+class Format(StrEnum):
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+class Listing(StrEnum):
+    methods = "methods"
+    models = "models"
+    tasks = "tasks"
+    settings = "settings"
+
+
+DataRoot = Annotated[
+    str | None, typer.Option(envvar="HARNESS_DATA_ROOT", help="Folder of datasets laid out as on the hub.")
+]
+
+
+@app.command(epilog="Example: harness run --methods rtn --models smollm2-135m --settings W4A16g64,W4A8 --tasks pydoc")
+def run(
+    file: Annotated[
+        Path | None, typer.Argument(help="A TOML file with these options as keys; flags win over it.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods, or their files, with options: gptq:damp=0.05,./my.py")
+    ] = None,
+    models: Annotated[str | None, typer.Option(help="Presets, hub ids or folders.")] = None,
+    settings: Annotated[str | None, typer.Option(help="W<bits>A<bits>[KV<bits>][g<group>][sym]")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks with options: wikitext2:windows=16,piqa:limit=100")] = None,
+    calibration: Annotated[str | None, typer.Option(help="<corpus>[@<split>]:<windows>x<length>")] = None,
+    data_root: DataRoot = None,
+    out: Annotated[
+        str | None, typer.Option(help="Run folder; the same command resumes it. Default: runs/<name>")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of each cell. Default: all processors.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that a cell may take.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory that a cell may hold: 24GB")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of calibration windows and methods.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="default, float32, bfloat16, float16 or checkpoint")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    limit: Annotated[int | None, typer.Option(help="Documents of each lm-eval task.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Also run again the cells that failed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Run methods over models, settings and tasks; resume a run that was stopped."""
+    from harness import plan, request
+
+    flags = {
+        "methods": _listed(methods), "models": _listed(models), "settings": _listed(settings), "tasks": _listed(tasks),
+        "calibration": calibration, "data_root": data_root, "out": out, "jobs": jobs, "threads": threads,
+        "timeout": timeout, "memory": memory, "seed": seed, "dtype": dtype, "device": device, "limit": limit,
+    }  # fmt: skip
+    asked = request.request_from(request.read_toml(file) if file else {}, flags)
+    draft = plan.draft(asked)
+    folder = Path(asked.out or f"runs/{file.stem if file else asked.name}")
+    for warning in draft.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if dry_run:
+        _print_plan(draft, folder)
+        return
+    _run(draft, asked, folder, retry=retry)
+
+
+@app.command(epilog="Example: harness results runs/first --format markdown")
+def results(
+    run: Annotated[Path, typer.Argument(help="A run folder, also of a run that is still going.")],
+    format: Annotated[Format, typer.Option(help="How to print.")] = Format.table,
+    cells: Annotated[bool, typer.Option("--cells", help="How each cell ended, instead of its measurements.")] = False,
+) -> None:
+    """Print what a run has measured."""
+    from harness import results, tables
+
+    gc.disable()  # a short life and many rows: collecting garbage would take a third of the time
+    found = results.load(run)
+    if format in (Format.json, Format.csv):
+        rows = results.cell_rows(found, run) if cells else results.measurement_rows(found)
+        if format is Format.json:
+            results.write_json(rows, sys.stdout)
+        else:
+            results.write_csv(rows, results.CELL_KEYS if cells else results.MEASUREMENT_KEYS, sys.stdout)
+    else:
+        _show(tables.cell_grids(found) if cells else tables.score_grids(found), markdown=format is Format.markdown)
+    if count := results.unfinished(found):
+        print(f"{count} of {len(found)} cells have not ended", file=sys.stderr)
+
+
+@app.command("list", epilog="Example: harness list methods")
+def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
+    """List methods, models, tasks or settings."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from harness import listing
+
+    table = Table("name", "what it is", "options", title=Text(what.value), title_justify="left")
+    for row in listing.rows(what.value):
+        table.add_row(*map(Text, row))
+    _console().print(table)
+
+
+@models_app.command("fetch", epilog="Example: harness models fetch smollm2-135m")
+def fetch_model(name: Annotated[str, typer.Argument(help="A preset or a hub id.")]) -> None:
+    """Bring a model to this machine."""
+    from harness.fetch import fetch
+    from harness.presets import resolve_model
+
+    def say(stage: str, done: int, total: int, detail: str = "") -> None:
+        print(f"{stage} {done}/{total} {detail}", file=sys.stderr)
+
+    print(fetch(resolve_model(name), say))
+
+
+@app.command(epilog="Example: harness doctor --hub --data-root ../data")
+def doctor(
+    data_root: DataRoot = None,
+    hub: Annotated[bool, typer.Option("--hub", help="Also ask whether the Hugging Face hub answers.")] = False,
+) -> None:
+    """Tell what this machine can run."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from harness import doctor
+
+    colours = {"good": "green", "missing": "yellow", "bad": "red"}
+    table = Table("what", "state", "detail")
+    findings = list(doctor.examine(Path(data_root).resolve() if data_root else None, hub=hub))
+    for finding in findings:
+        table.add_row(Text(finding.what), Text(finding.state, style=colours[finding.state]), Text(finding.detail))
+    _console().print(table)
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(_FAILED)
+
+
+def main() -> None:
+    """The entry point: a mistake of the user's is told plainly, and a closed stdout is no error."""
+    try:
+        app()
+    except Infrastructure as error:
+        _quit(str(error), _FAILED)
+    except HarnessError as error:
+        _quit(str(error), _WRONG_USE)
+    except BrokenPipeError:
+        # Whoever read our output has left; Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(draft: Any, asked: Any, path: Path, *, retry: bool) -> None:
+    from harness import results, running, tables
+    from harness.display import watching
+    from harness.runfolder import RunFolder
+
+    limits = running.limits_of(asked)
+    with watching() as watcher:
+        try:
+            outcome = running.run(draft, asked, RunFolder(path), limits, watcher, retry=retry)
+        except running.Interrupted as stop:
+            raise typer.Exit(_SIGNALLED + stop.signal) from None
+    found = results.load(path)
+    _show(tables.score_grids(found), markdown=False)
+    print(f"results: {path}   (harness results {path} --format markdown|csv|json)")
+    if outcome.signal is not None:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(_SIGNALLED + outcome.signal)
+    asked_for = {cell.id for cell in outcome.cells}
+    ends = [result.last.status for result in found if result.cell.id in asked_for and result.last]
+    if any(status not in ("ok", "unsupported") for status in ends):
+        raise typer.Exit(_FAILED)
+
+
+def _print_plan(draft: Any, folder: Path) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from harness import plan
+    from harness.cells import BASELINE
+
+    table = Table("model", "setting", "method", "tasks", title=Text(f"plan of {folder}"), title_justify="left")
+    for model in draft.models:
+        for method, setting in plan.pairs(draft):
+            label = method.label if method else BASELINE
+            table.add_row(*map(Text, (model.name, str(setting), label, " ".join(task.key for task in draft.tasks))))
+    _console().print(table)
+    print(f"calibration {draft.calibration}, seed {draft.seed}, {draft.dtype} on {draft.device}")
+
+
+def _show(grids: Any, *, markdown: bool) -> None:
+    from harness import tables
+
+    if markdown or tables.is_long(grids):
+        print(tables.markdown(grids), end="")
+    else:
+        _console().print(tables.rendered(grids))
+
+
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _console() -> Any:
+    """Standard output; wide where nobody sees it, so that a file or a pipe gets whole lines."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
+def _quit(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,43 @@
+"""The Hessian of a linear layer's reconstruction error, streamed over the calibration tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+
+from harness.errors import BadOutput
+
+_PANEL = 384  # columns worked on at once: only the panels on and above the diagonal are computed
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """Σ x xᵀ over ``tokens`` tokens, in float32, not normalised. Raises BadOutput when it is not finite."""
+
+    matrix: Float[torch.Tensor, "in in"]
+    tokens: int
+
+    @classmethod
+    def of(cls, chunks: Iterable[Float[torch.Tensor, "_tokens _in"]]) -> Hessian:
+        """Accumulate in the order of ``chunks``; the products are float32 whatever the activations are."""
+        upper, tokens = None, 0
+        for chunk in chunks:
+            x = chunk.float()
+            if upper is None:
+                upper = x.new_zeros(x.shape[1], x.shape[1])
+            for start in range(0, x.shape[1], _PANEL):
+                panel = upper[start : start + _PANEL, start:]
+                panel.addmm_(x[:, start : start + _PANEL].T, x[:, start:])
+            tokens += x.shape[0]
+        if upper is None:
+            raise ValueError("no tokens")
+        if not torch.isfinite(upper.diagonal()).all():
+            raise BadOutput("the calibration activations hold NaN or infinity", fix="look at the layer before this one")
+        return cls(upper.triu() + upper.triu(1).T, tokens)
+
+    def error(self, difference: Float[torch.Tensor, "out in"]) -> Float[torch.Tensor, " out"]:
+        """Mean squared output error of each row of a weight difference: diag(ΔW H ΔWᵀ) / tokens."""
+        return ((difference @ self.matrix) * difference).sum(dim=1) / self.tokens

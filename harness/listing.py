@@ -1,0 +1,55 @@
+"""What ``harness list`` shows, and ``harness models fetch``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from harness.presets import model_presets, resolve_model
+from harness.registry import describe_methods
+from harness.settings import ACTIVATION_BITS, KV_BITS, WEIGHT_BITS
+from harness.specs import Option, show
+from harness.tasks.catalogue import describe_tasks
+
+Row = tuple[str, str, str]
+
+
+def rows(what: str) -> Iterator[Row]:
+    """Name, summary and options of each thing of a kind: ``methods``, ``models``, ``tasks``, ``settings``."""
+    kinds: dict[str, Callable[[], Iterator[Row]]] = {
+        "methods": _methods, "models": _models, "tasks": _tasks, "settings": _settings,
+    }  # fmt: skip
+    return kinds[what]()
+
+
+def _methods() -> Iterator[Row]:
+    for info in describe_methods().values():
+        yield info.name, f"BROKEN: {info.broken}" if info.broken else info.summary, _options(info.options)
+
+
+def _models() -> Iterator[Row]:
+    for preset in model_presets().values():
+        here = "here" if resolve_model(preset.name).path else "not fetched"
+        yield preset.name, preset.summary, f"{preset.hub or preset.wheel}, {here}"
+    yield "<org/name[@revision]>", "any causal language model on the Hugging Face hub", ""
+    yield "<folder>", "a checkpoint: config.json, *.safetensors, tokenizer files", ""
+
+
+def _tasks() -> Iterator[Row]:
+    for info in describe_tasks():
+        yield info.name, info.summary, _options(info.options)
+
+
+def _settings() -> Iterator[Row]:
+    def bits(values: Sequence[int]) -> str:
+        return ", ".join(map(str, values))
+
+    yield "W<bits>", "weights, asymmetric, a scale per output channel", bits(WEIGHT_BITS)
+    yield "A<bits>", "activations, per token, dynamic", bits(ACTIVATION_BITS)
+    yield "KV<bits>", "keys and values of attention, per token and head (left out: not quantized)", bits(KV_BITS)
+    yield "g<size>", "weights that share a scale (left out: an output channel)", "a divisor of every layer's inputs"
+    yield "sym", "symmetric weights and activations", ""
+    yield "W4A4KV4g64sym", "all of it; 16 bits means not quantized", ""
+
+
+def _options(options: Sequence[Option]) -> str:
+    return ", ".join(f"{option.name}={show(option.default)}" for option in options)

@@ -1,0 +1,135 @@
+"""What a run folder has measured, as rows: for people (:mod:`harness.tables`), for programs (JSON, CSV)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from harness.cells import Cell
+from harness.errors import HarnessError
+from harness.planfile import read_plan
+from harness.runfolder import RunFolder
+from harness.store import Attempt, Contents, Measured, read
+
+MEASUREMENT_KEYS = (
+    "cell", "model", "method", "options", "setting", "task", "metric", "value", "stderr", "n", "status", "reason",
+    "higher_is_better", "seconds", "created",
+)  # fmt: skip
+CELL_KEYS = (
+    "cell", "model", "method", "options", "setting", "status", "reason", "quantize_seconds", "evaluate_seconds",
+    "peak_memory_bytes", "bits_per_weight", "packed_bytes", "calibration_sha256", "artifact",
+)  # fmt: skip
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell of the plan with all that the store knows of it. ``attempts`` is empty until one has ended."""
+
+    cell: Cell
+    attempts: list[Attempt] = field(default_factory=list)
+    tasks: dict[str, list[Measured]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def last(self) -> Attempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+    def failure(self) -> Attempt | None:
+        """The last attempt that did not end well: why a task that was asked for has no number."""
+        return next((row for row in reversed(self.attempts) if row.status != "ok"), None)
+
+
+def load(run: Path) -> list[CellResult]:
+    """The cells of a run in plan order, also while it is going. Raises HarnessError where there is no run."""
+    folder = RunFolder(run)
+    plan = read_plan(folder.plan)
+    if plan is None:
+        raise HarnessError(
+            "no run here", where=str(run), fix="give the folder that `harness run --out` wrote to (it holds plan.json)"
+        )
+    contents = read(folder.store) if folder.store.is_file() else Contents([], [], [])
+    found = {cell.id: CellResult(cell) for cell in plan.cells}
+    for attempt in contents.attempts:
+        if attempt.cell in found:  # rows of a method's earlier version stay in the store and out of the tables
+            found[attempt.cell].attempts.append(attempt)
+    for row in contents.measured:
+        if row.cell in found:
+            found[row.cell].tasks[row.task].append(row)
+    return list(found.values())
+
+
+def unfinished(results: Iterable[CellResult]) -> int:
+    """Cells that have not ended yet."""
+    return sum(result.last is None for result in results)
+
+
+def measurement_rows(results: Iterable[CellResult]) -> Iterator[Row]:
+    """One row per number; one with a status and no number for each task that a cell did not get to."""
+    for result in results:
+        head = _head(result.cell)
+        for task in result.cell.tasks:
+            for row in result.tasks.get(task, ()):
+                yield {
+                    **head, "task": task, "metric": row.metric, "value": row.value, "stderr": row.stderr, "n": row.n,
+                    "status": "ok", "reason": None, "higher_is_better": bool(row.higher_is_better),
+                    "seconds": row.seconds, "created": row.created,
+                }  # fmt: skip
+            failure = result.failure()
+            if task not in result.tasks and failure is not None:
+                yield {
+                    **head, "task": task, "metric": None, "value": None, "stderr": None, "n": None,
+                    "status": failure.status, "reason": failure.reason, "higher_is_better": None,
+                    "seconds": None, "created": failure.created,
+                }  # fmt: skip
+
+
+def cell_rows(results: Iterable[CellResult], run: Path) -> Iterator[Row]:
+    """One row per cell that has ended."""
+    for result in results:
+        last, cell = result.last, result.cell
+        if last is None:
+            continue
+        artifact = RunFolder(run).cell(cell.id).quantized
+        spent = [row.evaluate_seconds for row in result.attempts if row.evaluate_seconds is not None]
+        yield {
+            **_head(cell), "status": last.status, "reason": last.reason, "quantize_seconds": last.quantize_seconds,
+            "evaluate_seconds": sum(spent) if spent else None, "peak_memory_bytes": last.peak_memory_bytes,
+            "bits_per_weight": last.bits_per_weight, "packed_bytes": last.packed_bytes,
+            "calibration_sha256": cell.calibration_sha256,
+            "artifact": str(artifact.relative_to(run)) if artifact.is_file() else None,
+        }  # fmt: skip
+
+
+def write_json(rows: Iterable[Row], stream: TextIO) -> None:
+    """An array with one object a line."""
+    text = json.dumps(list(rows), ensure_ascii=False, allow_nan=False)
+    # Inside a JSON string the quotes would be escaped, so this is where one row ends and the next begins.
+    stream.write("[\n" + text[1:-1].replace('}, {"cell": ', '},\n{"cell": ') + "\n]\n")
+
+
+def write_csv(rows: Iterable[Row], keys: tuple[str, ...], stream: TextIO) -> None:
+    """Text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(keys)
+    for row in rows:
+        writer.writerow([_csv_value(row[key]) for key in keys])
+
+
+def _head(cell: Cell) -> Row:
+    return {
+        "cell": cell.id, "model": cell.model, "method": cell.method, "options": dict(cell.options),
+        "setting": cell.setting,
+    }  # fmt: skip
+
+
+def _csv_value(value: object) -> object:
+    if isinstance(value, Mapping):
+        value = json.dumps(value, sort_keys=True)
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return "'" + value
+    return value

@@ -1,0 +1,224 @@
+"""Run the cells of a plan: one child process a cell, every end told by its name, every result recorded once.
+
+This process imports nothing heavy and alone writes the store. All state is in the run folder: whatever is killed
+whenever, the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import harness
+from harness import artifacts, atomic, processes
+from harness.cells import Cell
+from harness.endings import Ending, classify, resumes
+from harness.errors import BadOutput, Infrastructure
+from harness.limits import Limits, processors
+from harness.pool import MARK, Command, Pool
+from harness.runfolder import Claim, RunFolder
+from harness.store import Attempt, Contents, Run, Store, read
+
+_ENVIRONMENT = (
+    "PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
+    "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "CC", "CXX",
+)  # fmt: skip
+_ENVIRONMENT_PREFIXES = ("LC_", "XDG_", "HARNESS_", "CUDA_", "NVIDIA_", "TRITON_", "TORCHINDUCTOR_")
+
+
+class Watcher(Protocol):
+    """Who wants to see how a run goes on."""
+
+    def started(self, name: str, title: str) -> None: ...
+
+    def progress(self, name: str, stage: str, done: int, total: int, detail: str) -> None: ...
+
+    def ended(self, name: str, title: str, status: str, reason: str | None, seconds: float) -> None: ...
+
+
+class Supervisor:
+    """Runs what is due of the cells ``asked`` for, of all the ``cells`` of a claimed folder."""
+
+    def __init__(
+        self, claim: Claim, cells: Sequence[Cell], asked: Sequence[Cell], limits: Limits, watcher: Watcher,
+        start: Callable[[], Run], retry: bool,
+    ) -> None:  # fmt: skip
+        self._claim, self._folder, self._cells, self._asked = claim, claim.folder, cells, asked
+        self._limits, self._watcher, self._start, self._retry = limits, watcher, start, retry
+        self._by_id = {cell.id: cell for cell in asked}
+        store = self._folder.store
+        contents = read(store, "rw") if store.exists() else Contents([], [], [])
+        self._last: dict[str, Attempt] = {row.cell: row for row in contents.attempts}
+        self._measured = {(row.cell, row.task) for row in contents.measured}
+        self._faults: dict[str, BadOutput] = {}  # of cells whose files are not what a worker writes
+        self._said: dict[str, dict[str, Any]] = {}  # last words of workers that could not write them down
+        self._recording: Store | None = None
+
+    def run(self) -> int | None:
+        """Run what is due; a finished run is left untouched. Returns the signal that stopped it, if one did.
+
+        Raises Infrastructure when the machine fails (disk full, folder gone); what is recorded stays.
+        """
+        try:
+            self._clean_up()
+            for cell in self._cells:
+                self._recover(cell)
+            return self._run_due()
+        except OSError as error:
+            raise Infrastructure(
+                f"the run folder cannot be used: {error.strerror or error}",
+                where=str(error.filename or self._folder.path),
+                fix="make room or make it writable, then run the same command: what is recorded is kept",
+            ) from error
+        finally:
+            if self._recording is not None:
+                self._recording.close()
+
+    @property
+    def _store(self) -> Store:
+        """Opened for writing when there is something to write: a finished run's files stay as they are."""
+        self._claim.check()
+        if self._recording is None:
+            self._recording = Store(self._folder.store)
+            self._recording.begin(self._start())
+        return self._recording
+
+    def _clean_up(self) -> None:
+        """End what an earlier supervisor of this folder left running, and remove half-written files."""
+        processes.end_all(lambda: processes.marked(f"{MARK}={self._folder.path.resolve()}"))
+        atomic.sweep(self._folder.path)
+
+    def _recover(self, cell: Cell) -> None:
+        """Record what a worker finished and the supervisor did not get to record, or the store has lost."""
+        folder = self._folder.cell(cell.id)
+        try:
+            self._record_tasks(cell)
+            result = artifacts.result(folder)
+        except BadOutput:  # left by a kill or a method; the cell runs again and tells
+            result = None
+        last = self._last.get(cell.id)
+        if result is not None and (last is None or last.attempt < result["attempt"]):
+            self._record_end(cell, result["status"], result["reason"], 0, result, number=result["attempt"])
+
+    def _run_due(self) -> int | None:
+        pool = Pool(self._limits, self._heard)
+        for command, ending in pool.run(self._commands()):
+            cell = self._by_id[command.name]
+            status = self._conclude(cell, ending)
+            if status == "infra":
+                raise Infrastructure(
+                    f"the machine failed in {cell.model} {cell.label} {cell.setting}: {self._last[cell.id].reason}",
+                    where=str(self._folder.path),
+                    fix="mend it, then run the same command: what is recorded is kept",
+                )
+        return pool.interrupted_by
+
+    def _commands(self) -> Iterator[Command]:
+        """The cells that are due, each made ready when its turn comes."""
+        for cell in self._asked:
+            if not self._is_due(cell):
+                continue
+            self._claim.check()
+            folder = self._folder.cell(cell.id)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.end.unlink(missing_ok=True)
+            attempt = self._attempts(cell) + 1
+            atomic.write_json(
+                folder.cell, {"cell": cell.to_json(), "attempt": attempt, "threads": self._limits.threads}
+            )
+            self._watcher.started(cell.id, _title(cell))
+            words = (sys.executable, "-P", "-m", "harness.worker", str(folder.path))
+            yield Command(cell.id, words, worker_environment(self._folder, self._limits), folder.log.resolve())
+
+    def _is_due(self, cell: Cell) -> bool:
+        last = self._last.get(cell.id)
+        if last is None:
+            return True
+        if last.status == "ok":  # a later command may ask for more tasks
+            return any((cell.id, task) not in self._measured for task in cell.tasks)
+        return last.status != "unsupported" and (self._retry or resumes(last.status, last.returncode))
+
+    def _heard(self, command: Command, event: Mapping[str, Any]) -> None:
+        self._claim.check()
+        cell = self._by_id[command.name]
+        if event.get("event") == "progress":
+            self._watcher.progress(
+                cell.id, str(event.get("stage")), int(event.get("done", 0)), int(event.get("total", 0)),
+                str(event.get("detail", "")),
+            )  # fmt: skip
+        elif event.get("event") == "measured":
+            try:
+                self._record_tasks(cell)
+            except BadOutput as error:
+                self._faults[cell.id] = error
+        elif event.get("event") == "end":
+            self._said[cell.id] = dict(event)
+
+    def _conclude(self, cell: Cell, ending: Ending) -> str:
+        try:
+            self._record_tasks(cell)
+            result = artifacts.result(self._folder.cell(cell.id)) or self._said.pop(cell.id, None)
+            status, reason = classify(ending, result)
+            if cell.id in self._faults:
+                raise self._faults.pop(cell.id)
+        except BadOutput as error:
+            result, status, reason = None, "bad_output", str(error)
+        self._record_end(cell, status, reason, ending.returncode, result or {}, peak_bytes=ending.peak_bytes)
+        self._watcher.ended(cell.id, _title(cell), status, reason, ending.seconds)
+        return status
+
+    def _record_tasks(self, cell: Cell) -> None:
+        """Record the tasks whose files are there and whose rows are not: a task's file is what makes it final."""
+        for task in cell.tasks:
+            if (cell.id, task) in self._measured:
+                continue
+            if rows := artifacts.measured(cell.id, self._folder.cell(cell.id), task):
+                self._store.add_measured(rows)
+                self._measured.add((cell.id, task))
+
+    def _record_end(
+        self, cell: Cell, status: str, reason: str | None, returncode: int | None, said: Mapping[str, Any],
+        *, number: int | None = None, peak_bytes: int | None = None,
+    ) -> None:  # fmt: skip
+        row = artifacts.attempt(
+            cell.id, number or self._attempts(cell) + 1, self._store.run, self._folder.cell(cell.id),
+            status=status, reason=reason, returncode=returncode, said=said, peak_bytes=peak_bytes,
+        )  # fmt: skip
+        self._store.add_attempt(row)
+        self._last[cell.id] = row
+
+    def _attempts(self, cell: Cell) -> int:
+        return self._last[cell.id].attempt if cell.id in self._last else 0
+
+
+def worker_environment(folder: RunFolder, limits: Limits) -> dict[str, str]:
+    """What a worker sees of the environment: what is needed by name, no tokens, no network."""
+    kept = {
+        name: value for name, value in os.environ.items()
+        if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)
+    }  # fmt: skip
+    threads = {name: str(limits.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    # With more threads than processors, waiting threads must sleep, or they take the processor from those at work.
+    waiting = {"OMP_WAIT_POLICY": "passive"} if limits.jobs * limits.threads > processors() else {}
+    return kept | threads | waiting | child_environment(folder) | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONHASHSEED": "0",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS may sum in another order each time
+    }  # fmt: skip
+
+
+def child_environment(folder: RunFolder) -> dict[str, str]:
+    """What every child is told: whose it is, and where this very harness lies, installed or not."""
+    here = str(Path(harness.__file__).resolve().parents[1])
+    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {MARK: str(folder.path.resolve()), "HARNESS_SUPERVISOR": str(os.getpid()), "PYTHONPATH": path}
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.model} {cell.setting} {cell.label}"

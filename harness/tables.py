@@ -1,0 +1,120 @@
+"""Results as a table for people: a row per cell, a column per task, a number or a status word in every place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness.limits import show_bytes
+from harness.results import CellResult
+
+PENDING = "pending"
+_MANY_ROWS = 500
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of one model as text."""
+
+    model: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def score_grids(results: Sequence[CellResult]) -> list[Grid]:
+    """A grid per model: the baseline on top, then settings, then methods. A task's first metric is its main one."""
+    grids = []
+    for model, group in groupby(results, key=lambda result: result.cell.model):
+        members = list(group)
+        tasks = list(dict.fromkeys(task for result in members for task in result.cell.tasks))
+        header = ("method", "setting", "bits/weight", *(_column(task, members) for task in tasks))
+        grids.append(Grid(model, header, tuple(_score_row(result, tasks) for result in members)))
+    return grids
+
+
+def cell_grids(results: Sequence[CellResult]) -> list[Grid]:
+    """A grid per model of how its cells ended and what they cost."""
+    header = ("cell", "method", "setting", "status", "quantize s", "evaluate s", "peak memory", "size", "reason")
+    return [
+        Grid(model, header, tuple(_cell_row(result) for result in group))
+        for model, group in groupby(results, key=lambda result: result.cell.model)
+    ]
+
+
+def is_long(grids: Sequence[Grid]) -> bool:
+    """Whether laying the tables out for a terminal would take seconds and be of no use there."""
+    return sum(len(grid.rows) for grid in grids) > _MANY_ROWS
+
+
+def rendered(grids: Sequence[Grid]) -> RenderableType:
+    """For a terminal."""
+    tables = []
+    for grid in grids:
+        table = Table(title=Text(grid.model, style="bold"), title_justify="left")
+        for number, name in enumerate(grid.header):
+            table.add_column(Text(name), justify="left" if number < 2 else "right")
+        for row in grid.rows:
+            table.add_row(*(Text(value) for value in row))
+        tables.append(table)
+    return Group(*tables)
+
+
+def markdown(grids: Sequence[Grid]) -> str:
+    """GitHub tables, one a model, with every name escaped."""
+    parts = []
+    for grid in grids:
+        lines = [_markdown_row(grid.header), "|" + " --- |" * len(grid.header), *map(_markdown_row, grid.rows)]
+        parts.append(f"**{_escaped(grid.model)}**\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _column(task: str, members: Sequence[CellResult]) -> str:
+    rows = next((result.tasks[task] for result in members if task in result.tasks), None)
+    return f"{task} {rows[0].metric} {'↑' if rows[0].higher_is_better else '↓'}" if rows else task
+
+
+def _score_row(result: CellResult, tasks: Sequence[str]) -> tuple[str, ...]:
+    cell, last = result.cell, result.last
+    bits = f"{last.bits_per_weight:.2f}" if last and last.bits_per_weight else "–"
+    return (cell.label, cell.setting, bits, *(_score(result, task) for task in tasks))
+
+
+def _score(result: CellResult, task: str) -> str:
+    if task in result.tasks:
+        row = result.tasks[task][0]
+        return number(row.value) + (f" ± {number(row.stderr)}" if row.stderr is not None else "")
+    if task not in result.cell.tasks:
+        return "not asked"
+    failure = result.failure()
+    return failure.status if failure else PENDING
+
+
+def _cell_row(result: CellResult) -> tuple[str, ...]:
+    cell, last = result.cell, result.last
+    if last is None:
+        return (cell.id, cell.label, cell.setting, PENDING, "–", "–", "–", "–", "")
+    seconds = [f"{value:.1f}" if value is not None else "–" for value in (last.quantize_seconds, last.evaluate_seconds)]
+    sizes = [show_bytes(size) if size is not None else "–" for size in (last.peak_memory_bytes, last.packed_bytes)]
+    return (cell.id, cell.label, cell.setting, last.status, *seconds, *sizes, last.reason or "")
+
+
+def number(value: float) -> str:
+    """About four digits that matter."""
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:.4g}"
+    return f"{value:.2f}" if size >= 10 else f"{value:.3f}" if size >= 1 else f"{value:.4f}"
+
+
+def _markdown_row(values: Sequence[str]) -> str:
+    return "| " + " | ".join(map(_escaped, values)) + " |"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))

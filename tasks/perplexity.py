@@ -1,0 +1,254 @@
+"""Token perplexity, and divergence from the full-precision model, from one pass over windows of a corpus.
+
+The GPTQ protocol: the whole evaluation text is tokenized once, cut into windows that do not overlap, the tail is
+dropped, and every token of a window but its first is predicted from those before it in the window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Int
+from transformers import PreTrainedModel
+
+from harness.corpora import corpus_named, evaluation_text, text_sha256
+from harness.errors import BadOutput, HarnessError
+from harness.models import LoadedModel
+from harness.progress import Progress
+from harness.tasks.catalogue import TaskSpec
+from harness.tasks.measurement import Measurement, TaskResult
+
+POSITIONS_AT_ONCE = 128  # of the output head: keeps float32 logits at 25 MB for 49,152 tokens
+_PROBE_TOKENS = 16
+
+_RULES = {
+    "window_rule": "whole text tokenized once; windows do not overlap; tail dropped",
+    "predicted": "every token of a window but its first, from those before it in the window",
+    "stderr": "over windows (perplexity: by the delta method)",
+}
+
+Vector = npt.NDArray[np.float64]
+Logits = Callable[[int, int], Float[torch.Tensor, "positions vocabulary"]]
+
+
+@dataclass(frozen=True)
+class EvaluationWindows:
+    """Token ids [windows, length] of a corpus's evaluation split, and how they came about."""
+
+    ids: Int[torch.Tensor, "windows length"]
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model that the first ``windows`` windows (None: all) are compared with."""
+
+    module: PreTrainedModel
+    windows: int | None = None
+
+
+@dataclass(frozen=True)
+class WindowScores:
+    """Sums over the predicted tokens of each window."""
+
+    nll: Vector
+    divergence: tuple[Vector, Vector] | None
+    """KL divergence and top-1 agreements; None without a reference."""
+    head: str
+
+
+def measure_windows(
+    specs: Sequence[TaskSpec],
+    model: LoadedModel,
+    reference: Callable[[], LoadedModel] | None,
+    data_root: Path | None,
+    progress: Progress,
+) -> list[TaskResult]:
+    """Results of perplexity and KL tasks of one corpus and one length, all from the same forward passes.
+
+    ``reference`` is called only if a KL task is there; None: the model is its own reference. Raises HarnessError if
+    the corpus is missing or has fewer windows than asked, BadOutput for a window whose numbers are not finite.
+    """
+    corpus, length = specs[0].corpus, specs[0].count("length") or 0
+    windows = evaluation_windows(corpus, length, _most(specs), model, data_root)
+    divergence = [spec for spec in specs if spec.kind == "kl"]
+    against = None
+    if divergence:
+        against = Reference(model.module if reference is None else reference().module, _most(divergence))
+    started = time.monotonic()
+    scores = score_windows(model.module, windows.ids, against, lambda done, of: progress(corpus, done, of))
+    seconds = (time.monotonic() - started) / len(specs)
+    manifest = windows.manifest | {"head": scores.head, "vocabulary": model.module.config.get_text_config().vocab_size}
+    return [_result(spec, scores, manifest, seconds) for spec in specs]
+
+
+def _most(specs: Sequence[TaskSpec]) -> int | None:
+    """The most windows that any of the tasks asks for; None: all."""
+    counts = [spec.count("windows") for spec in specs]
+    return None if None in counts else max(count or 0 for count in counts)
+
+
+def evaluation_windows(
+    name: str, length: int, count: int | None, model: LoadedModel, data_root: Path | None
+) -> EvaluationWindows:
+    """The first ``count`` windows (None: all). Raises HarnessError for too few, or longer ones than the model takes."""
+    positions = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise HarnessError(
+            f"{model.name} takes at most {positions} tokens, {name} is asked for in windows of {length}",
+            fix=f"{name}:length={positions}",
+        )
+    corpus, tokenizer = corpus_named(name), model.tokenizer
+    text = evaluation_text(name, data_root)
+    stream = tokenizer(text, verbose=False)["input_ids"]
+    available = len(stream) // length
+    if available < max(count or 0, 1):
+        raise HarnessError(
+            f"{name}@{corpus.evaluation_split} holds {available} windows of {length} tokens, {count or 1} are asked",
+            fix=f"{name}:windows={available}:length={length}, or shorter windows",
+        )
+    count = count or available
+    ids = torch.tensor(stream[: count * length], dtype=torch.int64).reshape(count, length)
+    return EvaluationWindows(
+        ids,
+        {
+            "corpus": name,
+            "split": corpus.evaluation_split,
+            "text": corpus.rule,
+            "text_sha256": text_sha256(text),
+            "tokens_in_text": len(stream),
+            "special_tokens_added": len(tokenizer("a")["input_ids"])
+            - len(tokenizer("a", add_special_tokens=False)["input_ids"]),
+            "length": length,
+            "windows_available": available,
+            "ids_sha256": hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest(),
+        }
+        | _RULES
+        | ({"python": platform.python_version()} if name == "pydoc" else {}),
+    )
+
+
+@torch.inference_mode()
+def score_windows(
+    module: PreTrainedModel,
+    ids: Int[torch.Tensor, "windows length"],
+    reference: Reference | None,
+    progress: Callable[[int, int], None],
+) -> WindowScores:
+    """One forward pass a window, and one of the reference unless that is ``module`` itself."""
+    probe = ids[:1, :_PROBE_TOKENS]
+    sliced = head_is_all(module, probe)
+    other = reference.module if reference is not None and reference.module is not module else None
+    other_sliced = other is not None and head_is_all(other, probe)
+    compared = 0 if reference is None else len(ids) if reference.windows is None else reference.windows
+    sums = np.zeros((3, len(ids)))
+    progress(0, len(ids))
+    for number, window in enumerate(ids):
+        against = logits = _logits(module, window, sliced)
+        if other is not None and number < compared:
+            against = _logits(other, window, other_sliced)
+        sums[:, number] = _window_sums(logits, against if number < compared else None, window.to(module.device))
+        if not np.isfinite(sums[:, number]).all():
+            raise BadOutput(f"the model's probabilities in window {number} are not finite")
+        progress(number + 1, len(ids))
+    head = f"computed {POSITIONS_AT_ONCE} positions at a time" if sliced else "within the full forward pass"
+    return WindowScores(sums[0], None if reference is None else (sums[1], sums[2]), head)
+
+
+def head_is_all(module: PreTrainedModel, probe: Int[torch.Tensor, "1 tokens"]) -> bool:
+    """Whether the logits are the output embedding of the last hidden states and nothing more.
+
+    Found out by trying: some architectures cap or scale logits afterwards, and then the full forward pass is needed.
+    """
+    head = _head(module)
+    if head is None or module.base_model is module:
+        return False
+    probe = probe.to(module.device)
+    hidden = module.base_model(probe, use_cache=False)[0]
+    return torch.equal(head(hidden), module(probe, use_cache=False).logits)
+
+
+def _head(module: PreTrainedModel) -> torch.nn.Module | None:
+    head: torch.nn.Module | None = module.get_output_embeddings()
+    return head
+
+
+def _logits(module: PreTrainedModel, window: Int[torch.Tensor, " length"], sliced: bool) -> Logits:
+    """A function from a range of positions to their logits in float32."""
+    batch = window[None].to(module.device)
+    head = _head(module)
+    if head is None or not sliced:
+        logits = module(batch, use_cache=False).logits[0]
+        return lambda start, stop: logits[start:stop].float()
+    hidden = module.base_model(batch, use_cache=False)[0][0]
+    return lambda start, stop: head(hidden[start:stop]).float()
+
+
+def _window_sums(
+    logits: Logits, reference: Logits | None, window: Int[torch.Tensor, " length"]
+) -> tuple[float, float, float]:
+    """Negative log-likelihood, KL divergence (nats) and top-1 agreements, summed over the predicted tokens."""
+    nll = kl = agreeing = 0.0
+    last = len(window) - 1
+    for start in range(0, last, POSITIONS_AT_ONCE):
+        stop = min(start + POSITIONS_AT_ONCE, last)
+        log_q = torch.log_softmax(logits(start, stop), dim=-1)
+        target = window[start + 1 : stop + 1, None]
+        nll -= log_q.gather(1, target).sum(dtype=torch.float64).item()
+        if reference is None:
+            continue
+        log_p = log_q if reference is logits else torch.log_softmax(reference(start, stop), dim=-1).to(log_q.device)
+        agreeing += (log_p.argmax(-1) == log_q.argmax(-1)).sum().item()
+        kl += (log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64).item()
+    return nll, kl, agreeing
+
+
+def _result(spec: TaskSpec, scores: WindowScores, manifest: dict[str, Any], seconds: float) -> TaskResult:
+    count = spec.count("windows") or len(scores.nll)
+    predicted = manifest["length"] - 1
+    shared = {"window": np.arange(count), "tokens": np.full(count, predicted)}
+    manifest = manifest | {"windows": count}
+    if scores.divergence is not None and spec.kind == "kl":
+        manifest["divergence"] = "KL(full precision || this model) of the next-token distributions, nats per token"
+        kl, agreement = (sums[:count] / predicted for sums in scores.divergence)
+        measurements = [
+            _mean("kl_divergence", kl, shared, higher_is_better=False),
+            _mean("top1_agreement", agreement, shared, higher_is_better=True),
+        ]
+    else:
+        measurements = [_perplexity(scores.nll[:count], predicted, shared)]
+    return TaskResult(spec.key, tuple(measurements), seconds, manifest)
+
+
+def _perplexity(nll: Vector, predicted: int, shared: dict[str, npt.NDArray[Any]]) -> Measurement:
+    mean = nll.mean() / predicted
+    value = math.exp(mean) if mean < 700 else math.inf
+    per_window = _stderr(nll / predicted)
+    return Measurement(
+        metric="token_perplexity",
+        value=value,
+        stderr=None if per_window is None else value * per_window,
+        n=len(nll),
+        higher_is_better=False,
+        samples=shared | {"nll": nll},
+    )
+
+
+def _mean(metric: str, values: Vector, shared: dict[str, npt.NDArray[Any]], *, higher_is_better: bool) -> Measurement:
+    return Measurement(
+        metric, float(values.mean()), _stderr(values), len(values), higher_is_better, shared | {metric: values}
+    )
+
+
+def _stderr(values: Vector) -> float | None:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None

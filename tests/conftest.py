@@ -1,0 +1,75 @@
+"""What many tests share: a data root, a tiny model with its tokenizer, and a cache folder of the tests' own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keeps the user's own cache out of the tests, and the tests out of it."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["HARNESS_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """A data root with real datasets; tests that need it skip where it is not."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no data root at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE of 512 tokens, trained on Python's own documentation."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from harness.corpora import pydoc_topics
+
+    bpe = ByteLevelBPETokenizer()
+    special = ["<s>", "</s>"]
+    bpe.train_from_iterator(pydoc_topics("train").values(), vocab_size=512, special_tokens=special, show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a random Llama: 2 blocks, hidden size 64, grouped-query attention."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,  # logits that differ, as a trained model's do
+        bos_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=False,
+    )
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_model(tiny_folder: Path):
+    """The tiny Llama, loaded anew for each test that may change it."""
+    from harness.models import load_model
+
+    return load_model(tiny_folder, name="tiny", dtype="float32", device="cpu")

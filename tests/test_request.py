@@ -1,0 +1,66 @@
+"""TOML files and flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import HarnessError, Problems
+from harness.request import Request, read_toml, request_from
+
+
+@pytest.fixture
+def toml(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "sweep.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_file_and_flags_make_one_request_and_flags_win(toml) -> None:
+    table = read_toml(toml('methods = ["rtn", "gptq:damp=0.1"]\nseed = 3\ntimeout = 5\nmemory = "2GB"\n'))
+    request = request_from(table, {"seed": 4, "models": ("tiny",), "jobs": None})
+    assert request == Request(methods=("rtn", "gptq:damp=0.1"), models=("tiny",), seed=4, timeout=5, memory="2GB")
+
+
+def test_all_mistakes_are_told_at_once_with_their_lines(toml) -> None:
+    path = toml('metods = ["rtn"]\nseed = "1"\n\nmodels = "tiny"\njobs = true\n[extra]\nx = 1\n')
+    with pytest.raises(Problems) as caught:
+        read_toml(path)
+    message = str(caught.value)
+    assert "5 problems" in message
+    for line, part in (
+        (1, "did you mean 'methods'"), (2, "seed is not an integer"), (4, "models is not a list of strings"),
+        (5, "jobs is not an integer"), (6, "unknown key 'extra'"),
+    ):  # fmt: skip
+        assert f"{path}:{line}" in message
+        assert part in message
+    assert all(problem.fix for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("text", ["methods = [", "a = 1\na = 2\n", "\x00"])
+def test_broken_toml_is_one_plain_message(toml, text: str) -> None:
+    with pytest.raises(HarnessError, match="broken TOML") as caught:
+        read_toml(toml(text))
+    assert caught.value.fix
+
+
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="no file"):
+        read_toml(tmp_path / "none.toml")
+    with pytest.raises(HarnessError, match="cannot read"):
+        read_toml(tmp_path)
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(HarnessError, match="cannot read"):
+        read_toml(binary)
+
+
+def test_name_depends_on_what_is_asked_not_on_how_it_is_run() -> None:
+    request = Request(methods=("rtn",), models=("org/model", "./my model"))
+    assert request.name.startswith("model-my-model-")
+    assert request_from({}, {"methods": ("rtn",), "models": request.models, "jobs": 4}).name == request.name
+    assert request_from({}, {"methods": ("rtn",), "models": request.models, "seed": 1}).name != request.name

@@ -1,0 +1,283 @@
+"""Real cells in real processes on a tiny model: endings, resume, interruption, kills at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harness import processes, store
+
+BROKEN = Path(__file__).parent / "broken_methods"
+TASKS = "pydoc:length=32:windows=2"
+TIMES = ("seconds", "created")
+Rows = list[dict[str, Any]]
+
+
+def words(
+    model: Path, out: Path, *more: str, methods: str = "rtn", settings: str = "W4A16g64", tasks: str = TASKS
+) -> list[str]:
+    return [
+        sys.executable, "-P", "-m", "harness", "run", "--methods", methods, "--models", str(model), "--settings",
+        settings, "--tasks", tasks, "--calibration", "pydoc:2x32", "--threads", "1", "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def run(*args: Any, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words(*args, **kwargs), capture_output=True, text=True, timeout=200, check=False)
+
+
+def results(out: Path, *more: str) -> Rows:
+    command = [sys.executable, "-P", "-m", "harness", "results", str(out), "--format", "json", *more]
+    rows: Rows = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return rows
+
+
+def timeless(rows: Rows) -> str:
+    return json.dumps([{key: value for key, value in row.items() if key not in TIMES} for row in rows])
+
+
+def snapshot(out: Path, pattern: str = "**/*") -> dict[str, tuple[int, int]]:
+    """What tells whether a file was written anew: its inode and time."""
+    return {
+        str(path.relative_to(out)): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in out.glob(pattern)
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of the baseline and one method."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    done = run(tiny_folder, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_run_measures_the_baseline_and_the_method(finished: Path) -> None:
+    rows = results(finished)
+    assert [(row["method"], row["setting"], row["metric"], row["status"]) for row in rows] == [
+        ("fp", "W16A16", "token_perplexity", "ok"), ("rtn", "W4A16g64", "token_perplexity", "ok"),
+    ]  # fmt: skip
+    assert all(row["value"] > 1 and row["n"] > 0 and row["task"] == TASKS for row in rows)
+    cells = results(finished, "--cells")
+    assert [cell["status"] for cell in cells] == ["ok", "ok"]
+    assert cells[0]["bits_per_weight"] == 32
+    assert 4 < cells[1]["bits_per_weight"] < 5
+    assert (finished / cells[1]["artifact"]).is_file()
+    assert all(cell["peak_memory_bytes"] > 10**8 and cell["evaluate_seconds"] > 0 for cell in cells)
+    contents = store.read(finished / "run.sqlite")
+    assert len(contents.runs) == 1
+    assert json.loads(contents.runs[0].provenance)["packages"]["torch"]
+
+
+def test_a_finished_run_is_left_untouched_and_answers_quickly(finished: Path, tiny_folder: Path) -> None:
+    before = snapshot(finished)
+    start = time.monotonic()
+    done = run(tiny_folder, finished)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 3
+    assert "start" not in done.stderr
+    after = snapshot(finished)
+    before.pop("run.lock"), after.pop("run.lock")
+    assert after == before
+    assert (finished / "run.lock").read_text() == ""
+
+
+def test_a_run_accepts_more_and_refuses_other_terms(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    out = copied(finished, tmp_path)
+    artifacts = snapshot(out, "cells/*/quantized.safetensors")
+    more = "pydoc_kl:length=32:windows=1"
+    done = run(tiny_folder, out, "--jobs", "2", tasks=f"{TASKS},{more}")
+    assert done.returncode == 0, done.stderr
+    rows = results(out)
+    assert timeless([row for row in rows if row["task"] == TASKS]) == timeless(results(finished))
+    assert {row["task"] for row in rows} == {TASKS, more}
+    assert snapshot(out, "cells/*/quantized.safetensors") == artifacts
+    for flags in (["--seed", "1"], ["--dtype", "bfloat16"], ["--calibration", "pydoc:3x32"]):
+        refused = run(tiny_folder, out, *flags)
+        assert refused.returncode == 2
+        assert "use another --out" in refused.stderr
+
+
+def test_every_broken_method_ends_by_its_name_and_costs_its_own_cell_only(
+    finished: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    expected = {
+        "raises_at_import": "error", "raises": "error", "segfaults": "crashed", "leaves": "crashed",
+        "clings": "timeout", "eats_memory": "oom_host", "supports_nothing": "unsupported", "returns_nan": "bad_output",
+    }  # fmt: skip
+    out = copied(finished, tmp_path)
+    methods = ",".join([*(f"{BROKEN / name}.py" for name in expected), "rtn:clip_search=true"])
+    done = run(tiny_folder, out, "--jobs", "2", "--timeout", "15", "--memory", "1.5GB", methods=methods)
+    assert done.returncode == 1, done.stderr
+    cells = {cell["method"]: cell for cell in results(out, "--cells")}
+    assert {name: cells[name]["status"] for name in expected} == expected
+    assert (cells["fp"]["status"], cells["rtn"]["status"]) == ("ok", "ok")
+    for name, reason in (
+        ("raises", "ValueError: broken on purpose"), ("raises_at_import", "RuntimeError: broken on purpose at import"),
+        ("segfaults", "killed by SIGSEGV"), ("leaves", "exit code 0 and no result"), ("returns_nan", "scale"),
+        ("supports_nothing", "W4A16g64 is not for me"),
+    ):  # fmt: skip
+        assert reason in cells[name]["reason"]
+    assert cells["eats_memory"]["peak_memory_bytes"] > 10**9
+    assert 'raise ValueError("broken on purpose")' in log(out, cells["raises"]["cell"])
+    assert not left_behind(out)
+    rows = [row for row in results(out) if row["method"] == "clings"]
+    assert [(row["status"], row["value"], row["metric"]) for row in rows] == [("timeout", None, None)]
+
+
+def test_a_second_run_is_refused_and_names_the_first(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    out = copied(finished, tmp_path)
+    first = subprocess.Popen(words(tiny_folder, out, methods=f"{BROKEN}/hangs.py"), stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: out.joinpath("run.lock").read_text() != "")
+        second = run(tiny_folder, out)
+        assert second.returncode == 2
+        assert f"pid {first.pid} on" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+    wait_for(lambda: not left_behind(out))  # what it was computing dies with it
+
+
+def test_interrupt_records_the_cell_and_the_same_command_goes_on(
+    finished: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = copied(finished, tmp_path)
+    hanging = words(tiny_folder, out, methods=f"{BROKEN}/hangs.py")
+    first = started(hanging, "hangs")
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=10)
+    assert first.returncode == 130
+    assert not left_behind(out)
+    status = lambda: {cell["method"]: cell["status"] for cell in results(out, "--cells")}  # noqa: E731
+    assert status() == {"fp": "ok", "rtn": "ok", "hangs": "interrupted"}
+    again = subprocess.run([*hanging, "--timeout", "1"], capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert " fp" not in again.stderr
+    assert status() == {"fp": "ok", "rtn": "ok", "hangs": "timeout"}
+    third = subprocess.run(hanging, capture_output=True, text=True, check=False)
+    assert (third.returncode, third.stderr) == (1, "")  # a timeout is not run again unasked
+
+
+def test_a_full_disk_stops_the_run_and_room_lets_it_finish(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+    out = copied(finished, tmp_path)
+    for artifact in out.glob("cells/*/quantized.*"):
+        artifact.unlink()
+    for part in [*out.glob("cells/*/tasks"), *out.glob("cells/*/end.json"), out / "run.sqlite"]:
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    done = subprocess.run(
+        words(tiny_folder, out), capture_output=True, text=True, check=False, timeout=120, preexec_fn=small_disk
+    )
+    assert done.returncode == 1
+    assert "run the same command" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run(tiny_folder, out).returncode == 0
+    assert timeless(results(out)) == timeless(results(finished))
+
+
+def test_a_deleted_folder_stops_the_run(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    out = copied(finished, tmp_path)
+    first = started(words(tiny_folder, out, settings="W8A16"), "W8A16")
+    shutil.move(out, tmp_path / "moved")
+    _, message = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "Traceback" not in message
+    assert "fix:" in message
+
+
+def test_two_jobs_give_the_integers_of_one(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished / "inputs", out / "inputs")
+    shutil.copy(finished / "plan.json", out)
+    assert run(tiny_folder, out, "--jobs", "2").returncode == 0
+    assert timeless(results(out)) == timeless(results(finished))
+    for artifact in finished.glob("cells/*/quantized.safetensors"):
+        mine, theirs = load_file(artifact), load_file(out / artifact.relative_to(finished))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_lost_store_is_rebuilt_from_the_cells(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    out = copied(finished, tmp_path)
+    (out / "run.sqlite").unlink()
+    done = run(tiny_folder, out)
+    assert done.returncode == 0, done.stderr
+    assert "start" not in done.stderr
+    assert timeless(results(out)) == timeless(results(finished))
+
+
+KILLS = int(os.environ.get("HARNESS_TEST_KILLS", "20"))
+
+
+def test_kills_at_any_moment_lose_nothing(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """SIGKILL supervisor or worker at random moments; the same command finishes, and the results are byte-equal."""
+    out, dice = tmp_path / "run", random.Random(0)
+    longest = 1.3 * max(cell["evaluate_seconds"] for cell in results(finished, "--cells")) + 2.5
+    kept: dict[str, tuple[int, int]] = {}
+    for _ in range(KILLS):
+        supervisor = subprocess.Popen(words(tiny_folder, out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(dice.uniform(0.2, longest))
+        victims = [process.pid for process in left_behind(out)]
+        processes.send(dice.choice(victims) if victims and dice.random() < 0.5 else supervisor.pid, signal.SIGKILL)
+        if dice.random() < 0.5:
+            supervisor.kill()
+        supervisor.wait()
+        kept |= {name: mark for name, mark in final_files(out).items() if name not in kept}
+    assert run(tiny_folder, out).returncode == 0
+    assert timeless(results(out)) == timeless(results(finished))
+    after = final_files(out)
+    assert {name: after[name] for name in kept} == kept  # nothing that was final was computed again
+    assert not left_behind(out)
+    assert not list(out.rglob(".tmp-*"))
+
+
+def copied(finished: Path, folder: Path) -> Path:
+    """A run folder of a test's own, with the baseline and the method already there."""
+    shutil.copytree(finished, folder / "run")
+    return folder / "run"
+
+
+def started(command: list[str], title: str) -> subprocess.Popen[str]:
+    """A run that has just started the cell whose title holds ``title``."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    assert any(line.startswith("start") and title in line for line in process.stderr)
+    return process
+
+
+def final_files(out: Path) -> dict[str, tuple[int, int]]:
+    return snapshot(out, "cells/*/tasks/*.json") | snapshot(out, "cells/*/quantized.json")
+
+
+def left_behind(out: Path) -> list[processes.Process]:
+    return processes.marked(f"HARNESS_RUN_FOLDER={out.resolve()}")
+
+
+def log(out: Path, cell: str) -> str:
+    return (out / "cells" / cell / "log.txt").read_text()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
