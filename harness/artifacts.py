@@ -51,18 +51,27 @@ def result(folder: CellFolder) -> dict[str, Any] | None:
     """How the worker said that it ended, None if it did not get to say. Raises BadOutput for nonsense."""
     if not folder.end.is_file():
         return None
-    value = _object(folder.end)
-    if value.get("status") not in STATUSES or not isinstance(value.get("attempt"), int):
-        raise BadOutput("not the end of an attempt", where=str(folder.end))
-    return value
+    return checked_end(_object(folder.end))
+
+
+def checked_end(value: dict[str, Any]) -> dict[str, Any]:
+    """``value`` if it is what a worker says last. Raises BadOutput otherwise."""
+    match value:
+        case {"status": str(status), "attempt": int(), "reason": str() | None} if status in STATUSES:
+            return value
+    raise BadOutput(f"not the end of an attempt: {value!r:.200}")
+
+
+def quantized(folder: CellFolder) -> dict[str, Any]:
+    """What the worker wrote about the quantized model, empty before there is one. Raises BadOutput for nonsense."""
+    return _object(folder.quantized_report) if folder.quantized_report.is_file() else {}
 
 
 def attempt(
-    cell_id: str, number: int, run: int, folder: CellFolder, *,
-    status: str, reason: str | None, returncode: int | None, said: Mapping[str, Any], peak_bytes: int | None = None,
+    cell_id: str, number: int, run: int, *, status: str, reason: str | None, returncode: int | None,
+    said: Mapping[str, Any], quantized: Mapping[str, Any], peak_bytes: int | None,
 ) -> Attempt:  # fmt: skip
-    """The row of an attempt that ended, with what its worker said about time and memory, if it said anything."""
-    quantized = _object(folder.quantized_report) if folder.quantized_report.is_file() else {}
+    """The row of an attempt that ended, with what its worker ``said`` last and wrote about the ``quantized`` model."""
     return Attempt(
         cell=cell_id,
         attempt=number,

@@ -1,7 +1,7 @@
 """Files that are there whole or not at all, whatever is killed when.
 
 A file is written under a temporary name in its own folder, flushed to the disk, renamed over the target, and the
-folder is flushed. A kill leaves the old file or the new one, and perhaps a stale temporary, which :func:`sweep` removes.
+folder is flushed. A kill leaves the old file or the new one, and perhaps a temporary one, which :func:`sweep` removes.
 """
 
 from __future__ import annotations

@@ -63,7 +63,12 @@ def set_spec(module: nn.Module, spec: AttentionSpec | None) -> None:
 
 
 def _attention(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **rest: Any
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    **rest: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     spec: AttentionSpec | None = getattr(module, "_harness_attention", None)
     if spec is not None:

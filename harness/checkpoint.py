@@ -145,7 +145,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise HarnessError(f"{path.name} is missing", where=str(path.parent), fix="give a Hugging Face folder") from None
+        raise HarnessError(
+            f"{path.name} is missing", where=str(path.parent), fix="give a Hugging Face folder"
+        ) from None
     except ValueError as error:
         raise HarnessError(f"{path.name} is not JSON: {error}", where=str(path.parent), fix="fetch it again") from None
     if not isinstance(value, dict):

@@ -21,15 +21,21 @@ class PlainWatcher:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._ended = self._due = 0
+
+    def due(self, cells: int) -> None:
+        self._due = cells
 
     def started(self, name: str, title: str) -> None:
-        self._say(f"start  {title}")
+        self._say(f"start {title}")
 
     def progress(self, name: str, stage: str, done: int, total: int, detail: str) -> None:
         """Nothing: a log of bars helps nobody."""
 
     def ended(self, name: str, title: str, status: str, reason: str | None, seconds: float) -> None:
-        self._say(f"{status:6} {title} ({seconds:.1f} s)" + (f": {reason}" if reason else ""))
+        self._ended += self._due > 0
+        count = f"[{self._ended}/{self._due}] " if self._due else ""
+        self._say(f"{count}{status} {title} ({seconds:.1f} s)" + (f": {reason}" if reason else ""))
 
     def _say(self, line: str) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -37,11 +43,15 @@ class PlainWatcher:
 
 
 class LiveWatcher:
-    """A bar per running cell, with its stage and what it is at; a line above for each that ended."""
+    """A bar for the whole and one per running cell, with its stage; a line above for each that ended."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._bars: dict[str, TaskID] = {}
+        self._whole: TaskID | None = None
+
+    def due(self, cells: int) -> None:
+        self._whole = self._progress.add_task("all cells", total=cells, stage="", detail="")
 
     def started(self, name: str, title: str) -> None:
         self._bars[name] = self._progress.add_task(escape(title), total=None, stage="start", detail="")
@@ -53,6 +63,8 @@ class LiveWatcher:
 
     def ended(self, name: str, title: str, status: str, reason: str | None, seconds: float) -> None:
         self._progress.remove_task(self._bars.pop(name))
+        if self._whole is not None:
+            self._progress.advance(self._whole)
         colour = "green" if status in _GOOD else "red"
         why = f": {escape(reason)}" if reason else ""
         self._progress.console.print(f"[{colour}]{status}[/] {escape(title)} [dim]{seconds:.1f} s[/]{why}")

@@ -91,13 +91,13 @@ def _torch() -> Iterator[Finding]:
             [sys.executable, "-P", "-c", _TORCH], capture_output=True, text=True, timeout=120, check=False
         )
     except subprocess.TimeoutExpired:
-        yield Finding("torch", "bad", "did not answer in two minutes")
+        yield Finding("torch runs", "bad", "did not answer in two minutes")
         return
     lines = done.stdout.splitlines()
     if done.returncode != 0 or not lines:
-        yield Finding("torch", "bad", (done.stderr.strip().splitlines() or ["says nothing"])[-1])
+        yield Finding("torch runs", "bad", (done.stderr.strip().splitlines() or ["says nothing"])[-1])
         return
-    yield Finding("torch", "good", lines[0])
+    yield Finding("torch runs", "good", lines[0])
     yield Finding(
         "GPU", "good" if lines[1:] else "missing", "; ".join(lines[1:]) or "none that torch can use; CPU only"
     )

@@ -84,7 +84,9 @@ def round_to_nearest(
     format = format or WeightFormat.of(setting)
     weight = transform.fold(weight.float()) if transform else weight.float()
     grid = find_grid(weight, format)
-    return assemble(encode(weight, grid), grid, setting, bias=bias, transform=transform, activation_clip=activation_clip)
+    return assemble(
+        encode(weight, grid), grid, setting, bias=bias, transform=transform, activation_clip=activation_clip
+    )
 
 
 def assemble(

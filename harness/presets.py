@@ -26,7 +26,9 @@ class Preset:
     wheel: str | None = None
     member: str | None = None
     wheel_sha256: str | None = None
-    grid_group: int | None = None  # the weights lie on a 4-bit grid of groups of this size: rounding there looks lossless
+    grid_group: int | None = (
+        None  # the weights lie on a 4-bit grid of groups of this size: rounding there looks lossless
+    )
 
 
 @dataclass(frozen=True)

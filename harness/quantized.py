@@ -84,7 +84,9 @@ class QuantizedModel:
                 header = json.loads((file.metadata() or {})[_METADATA_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise HarnessError(f"{path.name} is not a quantized model: {error}", where=str(path), fix="delete it") from error
+            raise HarnessError(
+                f"{path.name} is not a quantized model: {error}", where=str(path), fix="delete it"
+            ) from error
         if header["format"] != FORMAT_VERSION:
             raise HarnessError(f"{path.name} has format {header['format']}, not {FORMAT_VERSION}", where=str(path))
         return cls(

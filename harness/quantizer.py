@@ -99,9 +99,7 @@ def decode(codes: UInt8[torch.Tensor, "out in"], grid: Grid) -> Float[torch.Tens
     return (codes.float() - zeros) * scales
 
 
-def expand(
-    grid: Grid, shape: torch.Size
-) -> tuple[Float[torch.Tensor, "#out #in"], Float[torch.Tensor, "#out #in"]]:
+def expand(grid: Grid, shape: torch.Size) -> tuple[Float[torch.Tensor, "#out #in"], Float[torch.Tensor, "#out #in"]]:
     """Scale and zero point of every weight, float32, broadcastable to [out, in]."""
     scales, zeros = grid.scales.float(), grid.zeros.float()
     for dim in (0, 1):
@@ -139,7 +137,9 @@ def grid_of_ranges(
     """Scale and zero point of groups with these ranges. Scales are exact float16 values."""
     levels = 2**format.bits - 1
     scale = store((hi - lo) / levels)
-    zero = torch.full_like(scale, 2 ** (format.bits - 1)) if format.symmetric else (-lo / scale).round().clamp(0, levels)
+    zero = (
+        torch.full_like(scale, 2 ** (format.bits - 1)) if format.symmetric else (-lo / scale).round().clamp(0, levels)
+    )
     return scale, zero
 
 

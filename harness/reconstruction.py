@@ -1,8 +1,8 @@
 """Minimise ‖(W − Ŵ) X‖² over the codes of a weight: the arithmetic that GPTQ and its descendants share.
 
-The weight is handled transposed, one column of the layer after another lying in one piece of memory, and in the order in
-which the columns are rounded. With H⁻¹ = UᵀU, rounding column j leaves the error e_j = (w_j − ŵ_j) / U_jj, and every later
-column k gives up e_j · U_jk.
+The weight is handled transposed, each column of the layer lying in one piece of memory, and in the order in which the
+columns are rounded. With H⁻¹ = UᵀU, rounding column j leaves the error e_j = (w_j − ŵ_j) / U_jj, and every later column
+k gives up e_j · U_jk.
 """
 
 from __future__ import annotations
@@ -146,9 +146,7 @@ class StaticLevels:
 
     stride = 0
 
-    def __init__(
-        self, weight: Float[torch.Tensor, "out in"], plain: Grid, order: Int64[torch.Tensor, " in"]
-    ) -> None:
+    def __init__(self, weight: Float[torch.Tensor, "out in"], plain: Grid, order: Int64[torch.Tensor, " in"]) -> None:
         self.plain = plain
         scales, zeros = (t.expand(weight.shape)[:, order].T.contiguous() for t in expand(plain, weight.shape))
         self.scales, self.low, self.high = scales, -zeros, 2**plain.format.bits - 1 - zeros
@@ -166,9 +164,7 @@ class StaticLevels:
 class FreshLevels:
     """Each group's grid is found in the updated weight when the group is reached; groups are contiguous in order."""
 
-    def __init__(
-        self, weight: Float[torch.Tensor, "out in"], plain: Grid, order: Int64[torch.Tensor, " in"]
-    ) -> None:
+    def __init__(self, weight: Float[torch.Tensor, "out in"], plain: Grid, order: Int64[torch.Tensor, " in"]) -> None:
         self.format = plain.format
         self.stride = plain.format.group_size or weight.shape[1]
         self.group_of = (order // self.stride).tolist()
@@ -195,9 +191,7 @@ class ColumnLevels:
 
     stride = 0
 
-    def __init__(
-        self, weight: Float[torch.Tensor, "out in"], plain: Grid, order: Int64[torch.Tensor, " in"]
-    ) -> None:
+    def __init__(self, weight: Float[torch.Tensor, "out in"], plain: Grid, order: Int64[torch.Tensor, " in"]) -> None:
         self.format, self.order = plain.format, order.tolist()
         self.size = plain.format.group_size or weight.shape[0]
         self.scales, self.zeros = plain.scales.T.float().contiguous(), plain.zeros.T.float().contiguous()
@@ -281,7 +275,11 @@ class Solution:
 
     @classmethod
     def rounded(
-        cls, codes: UInt8[torch.Tensor, "out in"], grid: Grid, target: Float[torch.Tensor, "out in"], problem: Factorization
+        cls,
+        codes: UInt8[torch.Tensor, "out in"],
+        grid: Grid,
+        target: Float[torch.Tensor, "out in"],
+        problem: Factorization,
     ) -> Solution:
         """Plain rounding."""
         error = problem.error(target - decode(codes, grid))
@@ -315,4 +313,9 @@ class Solution:
 
     def report(self) -> Report:
         error, rtn = float(self.error.mean()), float(self.rtn_error.mean())
-        return {"axis": self.grid.format.axis, "error": error, "rtn_error": rtn, "error_ratio": error / rtn if rtn else 1.0}
+        return {
+            "axis": self.grid.format.axis,
+            "error": error,
+            "rtn_error": rtn,
+            "error_ratio": error / rtn if rtn else 1.0,
+        }

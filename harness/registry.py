@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,10 @@ BASELINE = "fp"
 _BUILT_IN = Path(__file__).parent / "methods"
 # Shared code that decides integers: a change here makes every cell a new one, as a change in the method does.
 _DECIDING = (
-    "architecture", "attention", "calibration", "driver", "linear", "quantizer", "simulation", "transform", "window",
+    "architecture", "attention", "calibration", "driver", "hessian", "linear", "quantizer", "reconstruction",
+    "simulation", "transform", "window",
 )  # fmt: skip
+_BUILDS_ON = re.compile(rb"^from harness\.methods\.(\w+) import", re.MULTILINE)
 _KINDS = {"bool": "a boolean", "int": "an integer", "float": "a number", "str": "a word"}
 
 
@@ -42,7 +45,7 @@ class MethodInfo:
     source: str
     """The file; empty for the baseline."""
     sha256: str
-    """Of the method's file and of the shared code that decides integers with it."""
+    """Of the method's file, the methods it builds on, and the shared code that decides integers with it."""
     class_name: str = ""
     broken: str | None = None
     """Why the file cannot be used, as ``file:line: reason``."""
@@ -110,6 +113,8 @@ def _import(path: Path) -> object:
 @cache
 def _digest(source: bytes) -> str:
     total = hashlib.sha256(source)
+    for name in sorted(set(_BUILDS_ON.findall(source))):
+        total.update(_digest((_BUILT_IN / f"{name.decode()}.py").read_bytes()).encode())
     for name in _DECIDING:
         total.update(hashlib.sha256((Path(__file__).parent / f"{name}.py").read_bytes()).digest())
     return total.hexdigest()

@@ -122,15 +122,16 @@ def _ask(question: Path, answer: Path, folder: RunFolder, watcher: Watcher) -> M
     # The only child that may use the network and its tokens: it fetches models.
     environment = {**os.environ, **child_environment(folder)}
     watcher.started(name, "preparing models and calibration")
-    for _, ending in pool.run([Command(name, words, environment, log.resolve())]):
-        watcher.ended(name, "preparing models and calibration", "ok", None, ending.seconds)
+    endings = [ending for _, ending in pool.run([Command(name, words, environment, log.resolve())])]
     if pool.interrupted_by is not None:
         raise Interrupted(pool.interrupted_by)
-    if not answer.is_file():
+    found: dict[str, Any] | None = json.loads(answer.read_text()) if answer.is_file() else None
+    status = "ok" if found and not found["problems"] else "stopped"
+    watcher.ended(name, "preparing models and calibration", status, None, endings[0].seconds)
+    if found is None:
         lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
         raise Infrastructure(f"preparing the run failed: {lines[-1]}", where=str(log), fix="read the log")
-    result: Mapping[str, Any] = json.loads(answer.read_text())
-    return result
+    return found
 
 
 def _described(source: ModelSource) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class Option:
             value: Scalar = _READERS[self.kind](text)
         except ValueError:
             raise HarnessError(
-                f"{of}: option {self.name}={text!r} is not {self.kind}", fix=f"default: {self.name}={show(self.default)}"
+                f"{of}: option {self.name}={text!r} is not {self.kind}",
+                fix=f"default: {self.name}={show(self.default)}",
             ) from None
         if self.choices and value not in self.choices:
             raise HarnessError(

@@ -261,7 +261,7 @@ def _seal(previous: str, row: tuple[object, ...]) -> str:
 def _stored(row: Run | Attempt | Measured) -> tuple[object, ...]:
     """The values as SQLite gives them back: a whole number in a REAL column comes back as a float."""
     return tuple(
-        float(value) if name in _REALS and value is not None else value
+        float(value) if name in _REALS and isinstance(value, int) else value
         for name, value in zip(row._fields, row, strict=True)
     )
 
@@ -278,7 +278,7 @@ def _told(path: Path) -> Iterator[None]:
     """SQLite's errors in words: the machine's (Infrastructure), a bad number's (BadOutput), a damaged file's."""
     try:
         yield
-    except sqlite3.IntegrityError as error:
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError) as error:
         raise BadOutput(f"the results store refused a row: {error}") from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "")

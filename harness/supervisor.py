@@ -32,6 +32,8 @@ _ENVIRONMENT_PREFIXES = ("LC_", "XDG_", "HARNESS_", "CUDA_", "NVIDIA_", "TRITON_
 class Watcher(Protocol):
     """Who wants to see how a run goes on."""
 
+    def due(self, cells: int) -> None: ...
+
     def started(self, name: str, title: str) -> None: ...
 
     def progress(self, name: str, stage: str, done: int, total: int, detail: str) -> None: ...
@@ -93,18 +95,20 @@ class Supervisor:
 
     def _recover(self, cell: Cell) -> None:
         """Record what a worker finished and the supervisor did not get to record, or the store has lost."""
-        folder = self._folder.cell(cell.id)
+        folder, last = self._folder.cell(cell.id), self._last.get(cell.id)
         try:
             self._record_tasks(cell)
-            result = artifacts.result(folder)
-        except BadOutput:  # left by a kill or a method; the cell runs again and tells
-            result = None
-        last = self._last.get(cell.id)
-        if result is not None and (last is None or last.attempt < result["attempt"]):
-            self._record_end(cell, result["status"], result["reason"], 0, result, number=result["attempt"])
+            said = artifacts.result(folder)
+            if said is not None and (last is None or last.attempt < said["attempt"]):
+                about = artifacts.quantized(folder)
+                self._record_end(cell, said["status"], said["reason"], 0, said, about, None, number=said["attempt"])
+        except BadOutput:  # not what a worker writes: the cell counts as not ended, runs again, and will tell
+            return
 
     def _run_due(self) -> int | None:
         pool = Pool(self._limits, self._heard)
+        if due := sum(map(self._is_due, self._asked)):
+            self._watcher.due(due)
         for command, ending in pool.run(self._commands()):
             cell = self._by_id[command.name]
             status = self._conclude(cell, ending)
@@ -142,31 +146,42 @@ class Supervisor:
         return last.status != "unsupported" and (self._retry or resumes(last.status, last.returncode))
 
     def _heard(self, command: Command, event: Mapping[str, Any]) -> None:
+        """What a worker says. A method can write to the pipe too: anything else is passed over."""
         self._claim.check()
         cell = self._by_id[command.name]
-        if event.get("event") == "progress":
-            self._watcher.progress(
-                cell.id, str(event.get("stage")), int(event.get("done", 0)), int(event.get("total", 0)),
-                str(event.get("detail", "")),
-            )  # fmt: skip
-        elif event.get("event") == "measured":
-            try:
-                self._record_tasks(cell)
-            except BadOutput as error:
-                self._faults[cell.id] = error
-        elif event.get("event") == "end":
-            self._said[cell.id] = dict(event)
+        match event:
+            case {
+                "event": "progress",
+                "stage": str(stage),
+                "done": int(done),
+                "total": int(total),
+                "detail": str(detail),
+            }:
+                self._watcher.progress(cell.id, stage, done, total, detail)
+            case {"event": "measured"}:
+                try:
+                    self._record_tasks(cell)
+                except BadOutput as error:
+                    self._faults[cell.id] = error
+            case {"event": "end"}:
+                self._said[cell.id] = dict(event)
 
     def _conclude(self, cell: Cell, ending: Ending) -> str:
+        """Name the end of a cell and record it with all that the worker left."""
+        folder = self._folder.cell(cell.id)
         try:
             self._record_tasks(cell)
-            result = artifacts.result(self._folder.cell(cell.id)) or self._said.pop(cell.id, None)
-            status, reason = classify(ending, result)
             if cell.id in self._faults:
                 raise self._faults.pop(cell.id)
+            said = artifacts.result(folder)
+            if said is None and cell.id in self._said:
+                said = artifacts.checked_end(self._said.pop(cell.id))
+            status, reason = classify(ending, said)
+            about = artifacts.quantized(folder)
+            self._record_end(cell, status, reason, ending.returncode, said or {}, about, ending.peak_bytes)
         except BadOutput as error:
-            result, status, reason = None, "bad_output", str(error)
-        self._record_end(cell, status, reason, ending.returncode, result or {}, peak_bytes=ending.peak_bytes)
+            status, reason = "bad_output", error.what
+            self._record_end(cell, status, reason, ending.returncode, {}, {}, ending.peak_bytes)
         self._watcher.ended(cell.id, _title(cell), status, reason, ending.seconds)
         return status
 
@@ -180,12 +195,12 @@ class Supervisor:
                 self._measured.add((cell.id, task))
 
     def _record_end(
-        self, cell: Cell, status: str, reason: str | None, returncode: int | None, said: Mapping[str, Any],
-        *, number: int | None = None, peak_bytes: int | None = None,
+        self, cell: Cell, status: str, reason: str | None, returncode: int, said: Mapping[str, Any],
+        about: Mapping[str, Any], peak_bytes: int | None, *, number: int | None = None,
     ) -> None:  # fmt: skip
         row = artifacts.attempt(
-            cell.id, number or self._attempts(cell) + 1, self._store.run, self._folder.cell(cell.id),
-            status=status, reason=reason, returncode=returncode, said=said, peak_bytes=peak_bytes,
+            cell.id, number or self._attempts(cell) + 1, self._store.run, status=status, reason=reason,
+            returncode=returncode, said=said, quantized=about, peak_bytes=peak_bytes,
         )  # fmt: skip
         self._store.add_attempt(row)
         self._last[cell.id] = row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,6 +15,7 @@ from harness.results import CellResult
 
 PENDING = "pending"
 _MANY_ROWS = 500
+_MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|#~"} | dict.fromkeys("\n\r\t", " "))
 
 
 @dataclass(frozen=True)
@@ -117,4 +117,4 @@ def _markdown_row(values: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))
+    return text.translate(_MARKDOWN)

@@ -14,9 +14,9 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+from greenlet import getcurrent, greenlet
 from jaxtyping import Float, Int64
 from torch import nn
-from greenlet import getcurrent, greenlet
 from transformers import PreTrainedModel
 
 from harness.architecture import Architecture, Block
@@ -28,6 +28,7 @@ from harness.quantizer import ActivationSpec, simulate_tokens
 from harness.simulation import simulate
 
 CHUNK_TOKENS = 2048
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -46,8 +47,7 @@ class Runner:
 
     def block(self, block: Block, hidden: Float[torch.Tensor, "n t hidden"]) -> Float[torch.Tensor, "n t hidden"]:
         output = self.modules[block.name](hidden, **self.arguments[block.name])
-        hidden = output[0] if block.returns_tuple else output
-        return hidden
+        return output[0] if block.returns_tuple else output  # type: ignore[no-any-return]
 
     @contextmanager
     def installed(self, part: QuantizedWindow, blocks: Iterable[Block]) -> Iterator[None]:

@@ -156,9 +156,7 @@ class GPTQ:
             return diagonal.argsort(descending=True, stable=True)
         return torch.arange(len(diagonal), device=diagonal.device)
 
-    def levels(
-        self, weight: Float[torch.Tensor, "out in"], plain: Grid, order: Int64[torch.Tensor, " in"]
-    ) -> Levels:
+    def levels(self, weight: Float[torch.Tensor, "out in"], plain: Grid, order: Int64[torch.Tensor, " in"]) -> Levels:
         """Where the levels of each column come from."""
         if plain.format.axis == "ic":
             return ColumnLevels(weight, plain, order)

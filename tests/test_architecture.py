@@ -118,7 +118,9 @@ def test_kv_quantization_reaches_every_layer_and_a_rotation_cancels(name: str) -
     logits = []
     for bits, turn in ((16, rotation), (8, None), (4, None)):
         spec = AttentionSpec(ActivationSpec(bits), turn)
-        QuantizedModel(attention={n: spec for b in architecture.blocks for n in b.attentions}).install(model, architecture)
+        QuantizedModel(attention={n: spec for b in architecture.blocks for n in b.attentions}).install(
+            model, architecture
+        )
         logits.append(model(input_ids=ids()).logits)
     errors = [float((value - plain).abs().max()) for value in logits]
     assert errors[0] < 1e-2 * plain.abs().max() and errors[0] < errors[1] < errors[2]
@@ -133,6 +135,8 @@ def test_weights_outside_linears_are_refused_by_name() -> None:
     mixture = AutoModelForCausalLM.from_config(MixtralConfig(**LLAMA, num_local_experts=4))
     with pytest.raises(Unsupported, match=r"model\.layers\.0\.mlp\.\S+ \[.*\] is a weight outside nn\.Linear"):
         discover(mixture)
-    conv = AutoModelForCausalLM.from_config(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=97, bos_token_id=1, eos_token_id=2))
+    conv = AutoModelForCausalLM.from_config(
+        GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=97, bos_token_id=1, eos_token_id=2)
+    )
     with pytest.raises(Unsupported, match="no repeated decoder blocks"):
         discover(conv)

@@ -136,7 +136,9 @@ def blocks(n: int) -> list[Block]:
     ],
 )
 def test_windows_cover_every_block_once(n: int, size: int, stride: int, expected: list[tuple[str, str]]) -> None:
-    found = [("".join(b.name[1:] for b in m), "".join(b.name[1:] for b in x)) for m, x in windows(blocks(n), size, stride)]
+    found = [
+        ("".join(b.name[1:] for b in m), "".join(b.name[1:] for b in x)) for m, x in windows(blocks(n), size, stride)
+    ]
     assert found == expected
     assert "".join(leaving for _, leaving in found) == "".join(map(str, range(n)))
 

@@ -56,9 +56,7 @@ def test_simulation_multiplies_what_the_integers_stand_for(weight: torch.Tensor,
     inputs = q.transform.apply(x)
     if q.activation:
         inputs = simulate_tokens(inputs, q.activation)
-    scales, zeros = (
-        t.float().repeat_interleave(q.group_size, dim=1) for t in (q.scales, q.zeros)
-    )
+    scales, zeros = (t.float().repeat_interleave(q.group_size, dim=1) for t in (q.scales, q.zeros))
     expected = inputs @ ((q.codes.float() - zeros) * scales).T + bias
     torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-4)
 

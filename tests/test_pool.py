@@ -92,7 +92,7 @@ def test_a_clinging_family_is_stopped_whole(command, tmp_path: Path) -> None:
     code = """
     import signal, subprocess, time
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    children = [subprocess.Popen(['sleep', '60'], **how) for how in (dict(start_new_session=True), dict(close_fds=False))]
+    children = [subprocess.Popen(['sleep', '9'], **how) for how in ({'start_new_session': True}, {'close_fds': False})]
     say(event='pids', pids=[os.getpid(), *(c.pid for c in children)])
     while True: time.sleep(60)
     """

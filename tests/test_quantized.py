@@ -23,7 +23,8 @@ def layer(setting: str, axis: str = "oc", transform: InputTransform | None = Non
 
 def everything() -> QuantizedModel:
     shared = InputTransform(
-        torch.rand(48) + 0.5, (BlockRotation(torch.eye(16)), Permutation(torch.randperm(48)), BlockRotation(torch.eye(16)))
+        torch.rand(48) + 0.5,
+        (BlockRotation(torch.eye(16)), Permutation(torch.randperm(48)), BlockRotation(torch.eye(16))),
     )
     return QuantizedModel(
         linears={

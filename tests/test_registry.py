@@ -64,6 +64,14 @@ def test_identity_changes_with_the_source(plugin: Path) -> None:
     assert find_method(str(plugin), {}).sha256 != before
 
 
+def test_identity_includes_the_methods_it_builds_on(plugin: Path) -> None:
+    alone = find_method(str(plugin), {}).sha256
+    plugin.write_text("from harness.methods.rtn import RTN\n" + PLUGIN)
+    upon = find_method(str(plugin), {}).sha256
+    plugin.write_text("# rom harness.methods.rtn import RTN\n" + PLUGIN)
+    assert len({alone, upon, find_method(str(plugin), {}).sha256}) == 3
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,3 +135,16 @@ def test_a_run_that_has_not_measured_yet_can_be_read(run: Path) -> None:
     assert list(results.measurement_rows(found)) == []
     assert results.unfinished(found) == 4
     assert tables.score_grids(found)[0].rows[0][3] == "pending"
+
+
+def test_a_large_run_is_read_quickly(tmp_path: Path) -> None:
+    cells = tuple(replace(CELL, seed=seed, tasks=tuple(f"t{n}" for n in range(12))) for seed in range(1000))
+    write_plan(tmp_path / "plan.json", Plan({}, {}, cells))
+    store = Store(tmp_path / "run.sqlite")
+    store.add_measured([Measured(c.id, t, "acc", 0.5, 0.01, 9, 1, 1.0, WHEN) for c in cells for t in c.tasks])
+    store.close()
+    start = time.monotonic()
+    stream = io.StringIO()
+    results.write_json(results.measurement_rows(results.load(tmp_path)), stream)
+    assert time.monotonic() - start < 1.5  # an idle machine takes 0.1 s
+    assert stream.getvalue().count("\n") == 12_002

@@ -1,3 +1,4 @@
+import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,10 +55,8 @@ def test_mistakes_name_what_is_legal(text: str, complaint: str) -> None:
 
 @given(st.text(max_size=40))
 def test_any_text_is_parsed_or_refused(text: str) -> None:
-    try:
-        bind(OPTIONS, Spec.parse(text))
-    except HarnessError as error:
-        assert str(error)
+    with contextlib.suppress(HarnessError):
+        assert set(bind(OPTIONS, Spec.parse(text))) <= {option.name for option in OPTIONS}
 
 
 def test_a_field_that_cannot_be_an_option_is_told() -> None:
@@ -65,7 +64,7 @@ def test_a_field_that_cannot_be_an_option_is_told() -> None:
     class Bad:
         x: list[int] | None = None
 
-    with pytest.raises(HarnessError, match="Bad.x cannot be an option"):
+    with pytest.raises(HarnessError, match=r"Bad\.x cannot be an option"):
         options_of(Bad)
 
 

@@ -100,6 +100,7 @@ def test_a_bad_measurement_is_refused_and_takes_its_task_with_it(path: Path, bad
     [
         {"status": "fine"}, {"status": "error"}, {"reason": "though ok"}, {"attempt": 0}, {"load_seconds": -1.0},
         {"evaluate_seconds": float("inf")}, {"peak_memory_bytes": -1}, {"bits_per_weight": 0.0}, {"run": 0},
+        {"load_seconds": "x"}, {"load_seconds": []}, {"packed_bytes": 2**70}, {"packed_bytes": 0.5},
     ],
 )  # fmt: skip
 def test_a_bad_attempt_is_refused(path: Path, bad: dict[str, object]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -59,13 +60,53 @@ def snapshot(out: Path, pattern: str = "**/*") -> dict[str, tuple[int, int]]:
     }
 
 
+class Undisturbed(NamedTuple):
+    out: Path
+    wall_seconds: float
+    said: str
+    about_itself: dict[str, Any]
+
+
+WATCHED = """
+import json, sys
+from harness import processes
+from harness.cli import main
+try:
+    main()
+finally:
+    heavy = [n for n in ("torch", "transformers", "numpy", "pandas", "lm_eval", "datasets") if n in sys.modules]
+    print(json.dumps({"peak_bytes": processes.peak_resident_bytes(), "heavy": heavy}))
+"""
+
+
 @pytest.fixture(scope="module")
-def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run of the baseline and one method."""
+def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """A run of the baseline and one method, whose supervisor tells about itself at the end."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    done = run(tiny_folder, out)
+    command = words(tiny_folder, out)
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", WATCHED, *command[4:]], capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr
-    return out
+    about_itself = json.loads(done.stdout.splitlines()[-1])
+    return Undisturbed(out, time.monotonic() - start, done.stderr, about_itself)
+
+
+@pytest.fixture(scope="module")
+def finished(undisturbed: Undisturbed) -> Path:
+    return undisturbed.out
+
+
+def test_the_supervisor_is_light(undisturbed: Undisturbed) -> None:
+    assert undisturbed.about_itself["heavy"] == []
+    assert undisturbed.about_itself["peak_bytes"] < 150_000_000
+
+
+def test_next_to_no_time_is_spent_outside_the_children(undisturbed: Undisturbed) -> None:
+    children = sum(float(seconds) for seconds in re.findall(r"\(([\d.]+) s\)", undisturbed.said))
+    own_start = 2.0  # of the supervisor's interpreter, generously
+    assert undisturbed.wall_seconds < 1.05 * children + own_start
 
 
 def test_a_run_measures_the_baseline_and_the_method(finished: Path) -> None:
@@ -119,11 +160,12 @@ def test_every_broken_method_ends_by_its_name_and_costs_its_own_cell_only(
 ) -> None:
     expected = {
         "raises_at_import": "error", "raises": "error", "segfaults": "crashed", "leaves": "crashed",
-        "clings": "timeout", "eats_memory": "oom_host", "supports_nothing": "unsupported", "returns_nan": "bad_output",
+        "eats_memory": "oom_host", "writes_garbage": "bad_output", "supports_nothing": "unsupported",
+        "returns_nan": "bad_output",
     }  # fmt: skip
     out = copied(finished, tmp_path)
     methods = ",".join([*(f"{BROKEN / name}.py" for name in expected), "rtn:clip_search=true"])
-    done = run(tiny_folder, out, "--jobs", "2", "--timeout", "15", "--memory", "1.5GB", methods=methods)
+    done = run(tiny_folder, out, "--jobs", "2", "--memory", "1.5GB", methods=methods)
     assert done.returncode == 1, done.stderr
     cells = {cell["method"]: cell for cell in results(out, "--cells")}
     assert {name: cells[name]["status"] for name in expected} == expected
@@ -137,8 +179,8 @@ def test_every_broken_method_ends_by_its_name_and_costs_its_own_cell_only(
     assert cells["eats_memory"]["peak_memory_bytes"] > 10**9
     assert 'raise ValueError("broken on purpose")' in log(out, cells["raises"]["cell"])
     assert not left_behind(out)
-    rows = [row for row in results(out) if row["method"] == "clings"]
-    assert [(row["status"], row["value"], row["metric"]) for row in rows] == [("timeout", None, None)]
+    rows = [row for row in results(out) if row["method"] == "leaves"]
+    assert [(row["status"], row["value"], row["metric"]) for row in rows] == [("crashed", None, None)]
 
 
 def test_a_second_run_is_refused_and_names_the_first(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -160,7 +160,9 @@ def test_dead_columns_become_exactly_zero(seed: int, format: WeightFormat, act_o
     assert (values(solution)[:, ::5] == 0).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"static_groups": False, "act_order": False}, {"group_aware": True}, {"axis": "ic"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"static_groups": False, "act_order": False}, {"group_aware": True}, {"axis": "ic"}]
+)
 def test_error_is_the_damped_quadratic_form_and_beats_rounding(options: dict[str, object]) -> None:
     weight, x = random(64, 128), correlated(1024, 128)
     method = GPTQ(**options)  # type: ignore[arg-type]
