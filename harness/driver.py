@@ -101,11 +101,28 @@ def _quantize_window(
     start = time.monotonic()
     # Each window has a random state of its own, so that a resumed walk draws what an uninterrupted one does.
     torch.manual_seed(window.seed * 1_000_003 + window.index)
-    part = _only(method.quantize(window, setting), window, leaving, setting)
+    _refuse_not_finite(window)
+    try:
+        part = method.quantize(window, setting)
+    except BadOutput as error:
+        raise BadOutput(error.what, where=error.where or _names(window), fix=error.fix) from error
+    part = _only(part, window, leaving, setting)
     seconds = time.monotonic() - start
     part = replace(part, report=tuple({"window_seconds": seconds, **row} for row in part.report))
     QuantizedModel().joined(part).save(saved)
     return part
+
+
+def _refuse_not_finite(window: Window) -> None:
+    for name, linear in window.linears.items():
+        if not torch.isfinite(linear.weight).all():
+            raise BadOutput(
+                f"the weight of {name} holds NaN or infinity", fix="the checkpoint is damaged: fetch it again"
+            )
+
+
+def _names(window: Window) -> str:
+    return ", ".join(block.name for block in window.blocks)
 
 
 def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block], setting: Setting) -> QuantizedWindow:

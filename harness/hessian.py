@@ -21,7 +21,7 @@ class Hessian:
     tokens: int
 
     @classmethod
-    def of(cls, chunks: Iterable[Float[torch.Tensor, "_tokens _in"]]) -> Hessian:
+    def of(cls, chunks: Iterable[Float[torch.Tensor, "_tokens _in"]], *, where: str | None = None) -> Hessian:
         """Accumulate in the order of ``chunks``; the products are float32 whatever the activations are."""
         upper, tokens = None, 0
         for chunk in chunks:
@@ -35,7 +35,9 @@ class Hessian:
         if upper is None:
             raise ValueError("no tokens")
         if not torch.isfinite(upper.diagonal()).all():
-            raise BadOutput("the calibration activations hold NaN or infinity", fix="look at the layer before this one")
+            raise BadOutput(
+                "the calibration activations hold NaN or infinity", where=where, fix="look at the layer before this one"
+            )
         return cls(upper.triu() + upper.triu(1).T, tokens)
 
     def error(self, difference: Float[torch.Tensor, "out in"]) -> Float[torch.Tensor, " out"]:

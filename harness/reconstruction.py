@@ -318,4 +318,5 @@ class Solution:
             "error": error,
             "rtn_error": rtn,
             "error_ratio": error / rtn if rtn else 1.0,
+            "rtn_kept": self.kept_rtn,
         }

@@ -28,6 +28,7 @@ from harness.quantizer import ActivationSpec, simulate_tokens
 from harness.simulation import simulate
 
 CHUNK_TOKENS = 2048
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,21 @@ class Window:
             for names in (*self.shared_inputs, ()):
                 yield tuple(walker.advance(names) for walker in walkers)
 
+    @contextmanager
+    def calls_of(self, names: Iterable[str]) -> Iterator[dict[str, list[Call]]]:
+        """Within, the arguments with which walks call the modules ``names`` are kept, one entry for each chunk."""
+        calls: dict[str, list[Call]] = {name: [] for name in names}
+
+        def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if isinstance(getcurrent(), _Forward):
+                calls[name].append((args, kwargs))
+
+        with ExitStack() as stack:
+            for name in calls:
+                hook = self.runner.modules[name].register_forward_pre_hook(partial(note, name), with_kwargs=True)
+                stack.callback(hook.remove)
+            yield calls
+
 
 @dataclass(frozen=True)
 class SharedInput:
@@ -160,7 +176,7 @@ class SharedInput:
 
     def hessian(self, activation: ActivationSpec | None = None) -> Hessian:
         """Of all chunks, quantized as ``activation`` says."""
-        return Hessian.of(self.tokens(activation))
+        return Hessian.of(self.tokens(activation), where=", ".join(self.names) or None)
 
     def absmax(self) -> Float[torch.Tensor, " in"]:
         """max |x| of each channel over all tokens."""

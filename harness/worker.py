@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +126,7 @@ class Job:
             checkpoints=self.folder.windows,
             progress=self.progress,
         )
-        quantized.save(self.folder.quantized)
+        replace(quantized, report=()).save(self.folder.quantized)  # the report has times in it, the artifact has not
         self.write_report(time.monotonic() - start, quantized.bits_per_weight, quantized.packed_bytes, quantized.report)
         for window in self.folder.windows.glob("*"):
             window.unlink()
@@ -199,7 +199,7 @@ def how_it_ended(work: Callable[[], None]) -> tuple[Status, str | None]:
     except Unsupported as error:
         return "unsupported", error.what
     except BadOutput as error:
-        return "bad_output", error.what
+        return "bad_output", error.what + (f" ({error.where})" if error.where else "")
     except Infrastructure as error:
         return "infra", error.what
     except HarnessError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -105,25 +106,27 @@ class GPTQ:
     def quantize_shared(
         self, window: Window, stop: SharedInput, reference: list[SharedInput], setting: Setting
     ) -> tuple[dict[str, QuantizedLinear], list[Report]]:
-        """All linears that read one input, as one tall matrix, since rows do not depend on each other."""
+        """All linears that read one input: one Hessian, one factorization, and, where rows allow it, one call."""
         start = time.monotonic()
         activation = ActivationSpec.of(setting)
         format = WeightFormat.of(setting, self.axis).searched(self.clip_search)
-        weights = [window.linears[name].weight.float() for name in stop.names]
-        tall = torch.cat(weights)
+        weights = {name: window.linears[name].weight.float() for name in stop.names}
         problem = factorize(
             stop.hessian(activation), self.damp, where=stop.names[0], allow_rtn_fallback=self.allow_rtn_fallback
         )
-        target = tall
-        if reference:
-            target = tall + self.asymmetric * drift(tall, stop.tokens(activation), reference[0].tokens(), problem)
-        solution = self.solve(tall, target, problem, format)
+        solutions: dict[str, Solution] = {}
+        for names in _stacks(weights, format):
+            tall = torch.cat([weights[name] for name in names])
+            target = tall
+            if reference:
+                target = tall + self.asymmetric * drift(tall, stop.tokens(activation), reference[0].tokens(), problem)
+            parts = self.solve(tall, target, problem, format).split([len(weights[name]) for name in names])
+            solutions |= zip(names, parts, strict=True)
         seconds = (time.monotonic() - start) / len(stop.names)
         linears, report = {}, []
-        for name, part in zip(stop.names, solution.split([len(w) for w in weights]), strict=True):
+        for name, part in solutions.items():
             linears[name] = assemble(part.codes, part.grid, setting, bias=window.linears[name].bias)
-            row = {"layer": name, **part.report(), **problem.report(), "rtn_kept": part.kept_rtn, "seconds": seconds}
-            report.append(row)
+            report.append({"layer": name, **part.report(), **problem.report(), "seconds": seconds})
         return linears, report
 
     def solve(
@@ -132,10 +135,14 @@ class GPTQ:
         target: Float[torch.Tensor, "out in"],
         problem: Factorization,
         format: WeightFormat,
+        plain: Grid | None = None,
     ) -> Solution:
-        """Codes whose layer comes closest to ``target``'s outputs; static grids are those of ``weight``."""
+        """Codes whose layer comes closest to ``target``'s outputs.
+
+        ``plain`` is the grid of ``weight`` without its dead columns, if it is known already.
+        """
         weight, target = problem.without_dead(weight), problem.without_dead(target)
-        plain = find_grid(weight, format)
+        plain = plain or find_grid(weight, format)
         rounded = Solution.rounded(encode(weight, plain), plain, target, problem)
         if problem.fallback:
             return rounded
@@ -163,3 +170,11 @@ class GPTQ:
         if self.static_groups and not self.group_aware:
             return StaticLevels(weight, plain, order)
         return FreshLevels(weight, plain, order)
+
+
+def _stacks(weights: Mapping[str, torch.Tensor], format: WeightFormat) -> list[tuple[str, ...]]:
+    """Linears that are solved as one tall matrix: all, unless groups along the outputs would run across them."""
+    size = format.group_size
+    if format.axis == "oc" or (size and all(len(weight) % size == 0 for weight in weights.values())):
+        return [tuple(weights)]
+    return [(name,) for name in weights]

@@ -9,7 +9,6 @@ from pathlib import Path
 from harness.models import LoadedModel
 from harness.progress import Progress
 from harness.tasks.catalogue import TaskSpec
-from harness.tasks.lm_eval import run_lm_eval
 from harness.tasks.measurement import TaskResult, read_result, write_result
 from harness.tasks.perplexity import measure_windows
 
@@ -34,6 +33,9 @@ def evaluate(
     reference = functools.cache(reference) if reference is not None else None
     for group in _sharing_a_pass(specs):
         if group[0].kind == "lm_eval":
+            # Imported when asked for: the library takes a second to load.
+            from harness.tasks.lm_eval import run_lm_eval
+
             yield run_lm_eval(group[0], model, data_root, seed, progress)
         else:
             yield from measure_windows(group, model, reference, data_root, progress)

@@ -18,6 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from lm_eval.models.huggingface import HFLM
 
+from harness.diagnose import first_not_finite
 from harness.errors import BadOutput
 from harness.models import LoadedModel
 from harness.progress import Progress
@@ -26,6 +27,7 @@ from harness.tasks.lm_eval_loading import load_tasks
 from harness.tasks.measurement import Array, Measurement, TaskResult
 
 BATCH_SIZE = 8
+_PROBE = torch.arange(32)[None]  # any tokens: broken weights spoil them all
 BOOTSTRAP_ITERATIONS = 1000  # for metrics whose standard error has no closed form; lm-eval's default takes minutes
 
 Samples = Sequence[dict[str, Any]]
@@ -44,7 +46,7 @@ class WatchedLM(HFLM):  # type: ignore[misc]
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._begin(requests)
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        _refuse_not_finite([likelihood for likelihood, _ in answers], requests)
+        _refuse_not_finite(self.model, [likelihood for likelihood, _ in answers], requests)
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -52,7 +54,7 @@ class WatchedLM(HFLM):  # type: ignore[misc]
         self.batch_size_per_gpu = 1  # a window is as long as the model's context: its logits fill the memory alone
         answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
         self.batch_size_per_gpu = BATCH_SIZE
-        _refuse_not_finite(answers, requests)
+        _refuse_not_finite(self.model, answers, requests)
         return answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -248,16 +250,18 @@ def _documents_sha256(samples: Samples) -> str:
     return hashlib.sha256("".join(sample["doc_hash"] for sample in samples).encode()).hexdigest()
 
 
-def _refuse_not_finite(likelihoods: Sequence[float], requests: Sequence[Instance]) -> None:
+def _refuse_not_finite(module: torch.nn.Module, likelihoods: Sequence[float], requests: Sequence[Instance]) -> None:
     """An argmax over NaN is its first index: such answers would score like guesses."""
     bad = [request for value, request in zip(likelihoods, requests, strict=True) if not math.isfinite(value)]
     if bad:
         raise BadOutput(
-            f"task {bad[0].task_name}: {len(bad)} of {len(requests)} log-likelihoods are not finite",
-            where=f"first at document {bad[0].doc_id}",
+            f"task {bad[0].task_name}: {len(bad)} of {len(requests)} log-likelihoods are not finite, "
+            f"first at document {bad[0].doc_id}",
+            where=first_not_finite(module, _PROBE),
         )
 
 
 def _refuse_logits_not_finite(module: torch.nn.Module, inputs: Any, output: Any) -> None:
     if not torch.isfinite(output.logits[:, -1]).all():
-        raise BadOutput("the model's probabilities are not finite while it generates")
+        layer = first_not_finite(module, _PROBE)
+        raise BadOutput("the model's probabilities are not finite while it generates", where=layer)

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from transformers import PreTrainedModel
 
 from harness.corpora import corpus_named, evaluation_text, text_sha256
+from harness.diagnose import first_not_finite
 from harness.errors import BadOutput, HarnessError
 from harness.models import LoadedModel
 from harness.progress import Progress
@@ -159,7 +160,8 @@ def score_windows(
             against = _logits(other, window, other_sliced)
         sums[:, number] = _window_sums(logits, against if number < compared else None, window.to(module.device))
         if not np.isfinite(sums[:, number]).all():
-            raise BadOutput(f"the model's probabilities in window {number} are not finite")
+            layer = first_not_finite(module, window[None])
+            raise BadOutput(f"the model's probabilities in window {number} are not finite", where=layer)
         progress(number + 1, len(ids))
     head = f"computed {POSITIONS_AT_ONCE} positions at a time" if sliced else "within the full forward pass"
     return WindowScores(sums[0], None if reference is None else (sums[1], sums[2]), head)

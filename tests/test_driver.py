@@ -180,7 +180,7 @@ class Spoilt(Scaled):
         ("unsupported", Unsupported, "never"),
         ("skip", BadOutput, r"model\.layers\.0\.mlp\.up_proj was not quantized"),
         ("shape", BadOutput, r"up_proj has codes of shape \[16, 64\], not \[128, 64\]"),
-        ("nan", BadOutput, "a scale is not a finite positive number"),
+        ("nan", BadOutput, r"a scale is not a finite positive number\n  where: model\.layers\.0"),
         ("norm", BadOutput, "input_layernorm.weight was replaced by something that is not a finite vector"),
     ],
 )
@@ -189,6 +189,18 @@ def test_broken_contracts_are_named(
 ) -> None:
     with pytest.raises(kind, match=complaint):
         run(tiny_model, Spoilt(fault=fault), tmp_path)
+
+
+def test_damaged_weights_are_named_before_any_method_sees_them(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    tiny_model.module.get_parameter("model.layers.1.mlp.up_proj.weight").data[3, 5] = torch.inf
+    with pytest.raises(BadOutput, match=r"the weight of model\.layers\.1\.mlp\.up_proj holds NaN or infinity"):
+        run(tiny_model, create_method("rtn", {}), tmp_path)
+
+
+def test_calibration_that_overflows_is_named(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    tiny_model.module.get_parameter("model.layers.1.input_layernorm.weight").data.fill_(1e25)
+    with pytest.raises(BadOutput, match=r"hold NaN or infinity\n  where: model\.layers\.1\.self_attn\.q_proj"):
+        run(tiny_model, create_method("gptq", {}), tmp_path)
 
 
 def test_kv_setting_reaches_every_attention(tiny_model: LoadedModel, tmp_path: Path) -> None:

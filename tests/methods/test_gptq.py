@@ -305,6 +305,15 @@ def test_every_option_changes_the_integers_and_still_works(
     assert distance(tiny_model, other) < 2 * distance(tiny_model, plain)
 
 
+def test_groups_along_the_outputs_do_not_run_across_linears(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    """Per input channel, q, k and v have a scale each, though they are solved from one Hessian."""
+    quantized = quantize(tiny_model, tmp_path / "a", "W3A16", axis="ic")
+    for name, linear in quantized.linears.items():
+        assert tuple(linear.scales.shape) == (1, linear.codes.shape[1]), name
+    worse = quantize(tiny_model, tmp_path / "b", "W2A16", axis="ic")
+    assert distance(tiny_model, quantized) < distance(tiny_model, worse)
+
+
 def test_unsupported_combinations_say_what_to_do() -> None:
     setting = Setting.parse("W4A16g64")
     assert "group_aware=true" in str(GPTQ(static_groups=False).supports(setting))
