@@ -86,7 +86,7 @@ CALIBRATION = torch.randint(0, 1024, (8, 512), generator=torch.Generator().manua
 
 
 def textbook_model(model: LoadedModel) -> None:
-    """One Hessian and one factorization per linear, a textbook column loop, and a second pass to propagate the error."""
+    """One Hessian and one factorization per linear, a textbook column loop, a second pass to propagate the error."""
     modules = model.module.model.named_modules()
     linears = {name: module for name, module in modules if isinstance(module, torch.nn.Linear)}
     sums = {name: torch.zeros(m.in_features, m.in_features) for name, m in linears.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import os
 import sys
 from enum import StrEnum
@@ -98,12 +100,26 @@ def results(
     run: Annotated[Path, typer.Argument(help="A run folder, also of a run that is still going.")],
     format: Annotated[Format, typer.Option(help="How to print.")] = Format.table,
     cells: Annotated[bool, typer.Option("--cells", help="How each cell ended, instead of its measurements.")] = False,
+    to: Annotated[Path | None, typer.Option(help="Write to this file instead.")] = None,
 ) -> None:
     """Print what a run has measured."""
-    from harness import results, tables
+    from harness import atomic, results
 
     gc.disable()  # a short life and many rows: collecting garbage would take a third of the time
     found = results.load(run)
+    if to is None:
+        _print_results(found, run, format, cells)
+    else:
+        with contextlib.redirect_stdout(io.StringIO()) as text:
+            _print_results(found, run, format, cells)
+        atomic.write_text(to, text.getvalue())
+    if count := results.unfinished(found):
+        print(f"{count} of {len(found)} cells have not ended", file=sys.stderr)
+
+
+def _print_results(found: Any, run: Path, format: Format, cells: bool) -> None:
+    from harness import results, tables
+
     if format in (Format.json, Format.csv):
         rows = results.cell_rows(found, run) if cells else results.measurement_rows(found)
         if format is Format.json:
@@ -112,8 +128,6 @@ def results(
             results.write_csv(rows, results.CELL_KEYS if cells else results.MEASUREMENT_KEYS, sys.stdout)
     else:
         _show(tables.cell_grids(found) if cells else tables.score_grids(found), markdown=format is Format.markdown)
-    if count := results.unfinished(found):
-        print(f"{count} of {len(found)} cells have not ended", file=sys.stderr)
 
 
 @app.command("list", epilog="Example: harness list methods")

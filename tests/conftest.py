@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+ENVIRONMENT = dict(os.environ)  # before the tests get a cache of their own
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,3 +76,13 @@ def tiny_model(tiny_folder: Path):
     from harness.models import load_model
 
     return load_model(tiny_folder, name="tiny", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """SmolLM2-135M, from the user's own cache or fetched into it; where it cannot be had, only CI fails."""
+    words = [sys.executable, "-P", "-m", "harness", "models", "fetch", "smollm2-135m"]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        (pytest.fail if "CI" in os.environ else pytest.skip)(f"smollm2-135m cannot be fetched: {done.stderr}")
+    return Path(done.stdout.strip())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -148,3 +150,12 @@ def test_a_large_run_is_read_quickly(tmp_path: Path) -> None:
     results.write_json(results.measurement_rows(results.load(tmp_path)), stream)
     assert time.monotonic() - start < 1.5  # an idle machine takes 0.1 s
     assert stream.getvalue().count("\n") == 12_002
+
+
+@pytest.mark.parametrize("format", ["markdown", "csv", "json"])
+def test_what_is_printed_can_be_written_to_a_file(run: Path, tmp_path: Path, format: str) -> None:
+    words = [sys.executable, "-P", "-m", "harness", "results", str(run), "--format", format]
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    subprocess.run([*words, "--to", str(tmp_path / "table")], check=True)
+    assert (tmp_path / "table").read_text() == printed
+    assert "gptq" in printed
