@@ -1,12 +1,13 @@
 """Names of lm-eval's tasks, groups and tags, read from its YAML files without importing it.
 
 lm-eval's own index parses 14,000 files at every start, which takes 10 s. Here the few keys that name things are read
-with a regular expression (1 s), and the outcome is cached for as long as lm-eval's version and place stay.
+with a regular expression. The outcome is shipped for the pinned version, and cached for any other.
 """
 
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -40,7 +41,7 @@ class Index:
 
 def is_known(name: str) -> bool:
     """Whether lm-eval has a task, group or tag of this name."""
-    return _likely_file(name) is not None or name in index()
+    return name in index()
 
 
 def names() -> list[str]:
@@ -57,13 +58,21 @@ def tasks_folder() -> Path:
 
 @functools.cache
 def index() -> Index:
-    """From the cache folder if it is there, else from a scan of all files, which is then cached."""
+    """What is shipped for this version of lm-eval, or cached; else from a scan of all files, which is then cached."""
+    shipped = shipped_index()
+    if shipped.is_file():
+        return Index(**json.loads(gzip.decompress(shipped.read_bytes())))
     path = _cache_file()
     if path.is_file():
         return Index(**json.loads(path.read_text()))
-    built = _scan(tasks_folder())
+    built = scan(tasks_folder())
     atomic.write_json(path, asdict(built))
     return built
+
+
+def shipped_index() -> Path:
+    """Where the installed version's index would be shipped, so that even the first mistyped name is answered at once."""
+    return Path(__file__).parent / f"lm_eval_index-{importlib.metadata.version('lm_eval')}.json.gz"
 
 
 def definition_files(name: str) -> dict[str, Path]:
@@ -72,7 +81,7 @@ def definition_files(name: str) -> dict[str, Path]:
     pending = [name]
     while pending:
         current = pending.pop()
-        path = _likely_file(current) or _indexed_file(current)
+        path = _indexed_file(current)
         if path is not None and current not in found:
             found[current] = path
             pending += [member["task"] for member in _members(load_yaml(path)) if "task" in member]
@@ -132,20 +141,8 @@ def _indexed_file(name: str) -> Path | None:
     return tasks_folder() / relative if relative else None
 
 
-@functools.cache
-def _likely_file(name: str) -> Path | None:
-    """The definition of ``name``, looked for in files and folders of that name only: most are there, in 0.1 s.
-
-    Leaves it to :func:`index` once that is cached, or when more than one file might be meant.
-    """
-    if _cache_file().is_file():
-        return None
-    likely = [path for path in _yaml_files(tasks_folder()) if name in (path.stem.strip("_"), path.parent.name)]
-    defining = [path for path in likely if name in _names_in(path, {})[:1]]
-    return defining[0] if len(defining) == 1 else None
-
-
-def _scan(folder: Path) -> Index:
+def scan(folder: Path) -> Index:
+    """Every name that the files below ``folder`` define."""
     read: dict[Path, dict[str, list[str]]] = {}
     files: dict[str, str] = {}
     tags: dict[str, list[str]] = {}

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from harness.tasks import lm_eval_index
@@ -22,11 +20,9 @@ task:
 def cold(tmp_path, monkeypatch):
     """As on a machine where the index was never built."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    for cached in (lm_eval_index.index, lm_eval_index._likely_file):
-        cached.cache_clear()
+    lm_eval_index.index.cache_clear()
     yield
-    for cached in (lm_eval_index.index, lm_eval_index._likely_file):
-        cached.cache_clear()
+    lm_eval_index.index.cache_clear()
 
 
 @pytest.fixture
@@ -46,7 +42,7 @@ def tasks(tmp_path):
 
 
 def test_scan_reads_names_groups_and_inherited_tags(tasks):
-    index = lm_eval_index._scan(tasks)
+    index = lm_eval_index.scan(tasks)
     assert index.files == {
         "apple": "a/apple.yaml", "pear": "a/pear.yaml", "fig": "b/fig.yaml", "basket": "b/group.yaml",
     }  # fmt: skip
@@ -55,34 +51,27 @@ def test_scan_reads_names_groups_and_inherited_tags(tasks):
 
 def test_datasets_of_groups_and_tags(tasks, monkeypatch, cold):
     monkeypatch.setattr(lm_eval_index, "tasks_folder", lambda: tasks)
+    monkeypatch.setattr(lm_eval_index, "shipped_index", lambda: tasks / "none.json.gz")
     assert lm_eval_index.datasets_of("basket") == ["org/a", "org/fig", "org/own"]
     assert lm_eval_index.datasets_of("fruit") == ["org/a"]
 
 
-def test_common_names_are_known_before_there_is_an_index(cold):
-    started = time.monotonic()
-    assert all(map(lm_eval_index.is_known, ("piqa", "arc_easy", "hellaswag", "boolq", "lambada_openai", "mmlu")))
-    assert time.monotonic() - started < 5
-    assert not lm_eval_index._cache_file().exists()
+def test_what_is_shipped_is_what_a_scan_finds():
+    """Made anew when lm-eval's pin moves: `asdict(scan(tasks_folder()))`, as compressed JSON."""
+    shipped = lm_eval_index.shipped_index()
+    assert shipped.is_file(), "constraints.txt pins an lm-eval whose index is not shipped"
+    assert lm_eval_index.index() == lm_eval_index.scan(lm_eval_index.tasks_folder())
 
 
-def test_what_is_found_by_name_is_what_the_index_holds(cold):
-    names = [
-        "piqa",
-        "arc_easy",
-        "arc_challenge",
-        "hellaswag",
-        "winogrande",
-        "boolq",
-        "lambada_openai",
-        "wikitext",
-        "mmlu",
-    ]
-    by_name = {name: lm_eval_index.definition_files(name)[name] for name in names}
-    lm_eval_index.index()
-    lm_eval_index._likely_file.cache_clear()
+def test_another_version_is_scanned_once(tasks, monkeypatch, cold):
+    monkeypatch.setattr(lm_eval_index, "tasks_folder", lambda: tasks)
+    monkeypatch.setattr(lm_eval_index, "shipped_index", lambda: tasks / "none.json.gz")
+    assert lm_eval_index.is_known("apple")
     assert lm_eval_index._cache_file().exists()
-    assert by_name == {name: lm_eval_index.definition_files(name)[name] for name in names}
+    lm_eval_index.index.cache_clear()
+    monkeypatch.setattr(lm_eval_index, "scan", None)
+    assert lm_eval_index.is_known("basket")
+    assert not lm_eval_index.is_known("banana")
 
 
 def test_the_index_agrees_with_lm_evals_own_on_a_folder_of_its():
@@ -90,7 +79,7 @@ def test_the_index_agrees_with_lm_evals_own_on_a_folder_of_its():
 
     folder = lm_eval_index.tasks_folder() / "mmlu"
     theirs = TaskManager(include_defaults=False, include_path=folder)
-    ours = lm_eval_index._scan(folder)
+    ours = lm_eval_index.scan(folder)
     assert sorted(ours.files) == sorted([*theirs.all_subtasks, *theirs.all_groups])
     assert sorted(ours.tags) == theirs.all_tags
     assert all(set(tasks) == theirs.task_index[tag].tags for tag, tasks in ours.tags.items())
