@@ -71,7 +71,7 @@ def index() -> Index:
 
 
 def shipped_index() -> Path:
-    """Where the installed version's index would be shipped, so that even the first mistyped name is answered at once."""
+    """Where the installed version's index would be: so that even the first mistyped name is answered at once."""
     return Path(__file__).parent / f"lm_eval_index-{importlib.metadata.version('lm_eval')}.json.gz"
 
 
