@@ -19,8 +19,9 @@ from harness.method import QuantizedWindow, Report, StreamName, register
 from harness.methods.gptq import GPTQ
 from harness.quantizer import ActivationSpec, Axis, WeightFormat, check_group, decode, encode, find_grid
 from harness.reconstruction import Factorization, Solution, factorize
+from harness.sequential import quantize_in_order
 from harness.settings import UNQUANTIZED, Setting
-from harness.window import Call, SharedInput, Stream, Window
+from harness.window import Call, SharedInput, Window
 
 AXES: tuple[Axis, Axis] = ("oc", "ic")  # the first of equals wins
 Solve = Callable[[torch.Tensor, WeightFormat], Solution]
@@ -79,23 +80,16 @@ class AdaDim:
         return None
 
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
-        linears: dict[str, QuantizedLinear] = {}
-        report: list[Report] = []
-        outputs: Stream | None = None
         around = modules_around(window.blocks) if self.objective == "module" else {}
         with window.calls_of(dict.fromkeys(around.values())) as calls:
             modules = ModuleErrors(window, setting, around, calls, greedy=self.reference == "greedy")
-            for (stop,) in window.walk(window.quantized if self.propagate_error else window.full_precision):
-                if not stop.names:
-                    outputs = Stream(stop.chunks) if self.true_sequential and self.propagate_error else None
-                    break
-                window.progress(stop.names[0])
-                quantized, rows = self.quantize_shared(window, stop, modules, setting)
-                linears |= quantized
-                report += rows
-                if self.true_sequential:
-                    stop.install(quantized)
-        return QuantizedWindow(linears, report=tuple(report), outputs=outputs)
+            return quantize_in_order(
+                window,
+                lambda stop, _: self.quantize_shared(window, stop, modules, setting),
+                window.quantized if self.propagate_error else window.full_precision,
+                true_sequential=self.true_sequential,
+                propagated=self.propagate_error,
+            )
 
     def quantize_shared(
         self, window: Window, stop: SharedInput, modules: ModuleErrors, setting: Setting

@@ -24,8 +24,9 @@ from harness.reconstruction import (
     factorize,
     solve_columns,
 )
+from harness.sequential import quantize_in_order
 from harness.settings import UNQUANTIZED, Setting
-from harness.window import SharedInput, Stream, Window
+from harness.window import SharedInput, Window
 
 
 @register("gptq")
@@ -85,23 +86,16 @@ class GPTQ:
         return None
 
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
-        linears: dict[str, QuantizedLinear] = {}
-        report: list[Report] = []
         streams = [window.quantized if self.propagate_error else window.full_precision]
         if self.asymmetric:
             streams.append(window.full_precision)
-        outputs: Stream | None = None
-        for stop, *reference in window.walk(*streams):
-            if not stop.names:
-                outputs = Stream(stop.chunks) if self.true_sequential and self.propagate_error else None
-                break
-            window.progress(stop.names[0])
-            quantized, rows = self.quantize_shared(window, stop, reference, setting)
-            linears |= quantized
-            report += rows
-            if self.true_sequential:
-                stop.install(quantized)
-        return QuantizedWindow(linears, report=tuple(report), outputs=outputs)
+        return quantize_in_order(
+            window,
+            lambda stop, reference: self.quantize_shared(window, stop, reference, setting),
+            *streams,
+            true_sequential=self.true_sequential,
+            propagated=self.propagate_error,
+        )
 
     def quantize_shared(
         self, window: Window, stop: SharedInput, reference: list[SharedInput], setting: Setting
