@@ -150,7 +150,8 @@ def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block], setti
         {name: value for name, value in part.norms.items() if name.startswith(prefixes)},
         attention,
         tuple(row for row in part.report if row["layer"] in finished),
-        part.outputs if len(leaving) == len(window.blocks) else None,
+        # A walk runs the attention as it was: where keys and values are quantized, its end is not the quantized stream.
+        part.outputs if len(leaving) == len(window.blocks) and not attention else None,
     )
 
 

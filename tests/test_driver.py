@@ -114,6 +114,15 @@ def test_resumed_walk_is_bit_equal(tiny_model: LoadedModel, tmp_path: Path) -> N
     assert same(run(tiny_model, again, partial), whole) and not again.seen
 
 
+def test_resume_is_bit_equal_where_keys_and_values_are_quantized(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    setting, method = Setting.parse("W4A8KV4"), create_method("gptq", {})
+    whole = run(tiny_model, method, tmp_path / "whole", setting)
+    (tmp_path / "partial").mkdir()
+    first = "00000.safetensors"
+    (tmp_path / "partial" / first).write_bytes((tmp_path / "whole" / first).read_bytes())
+    assert same(run(tiny_model, method, tmp_path / "partial", setting), whole)
+
+
 def test_same_seed_same_integers_other_seed_others(tiny_model: LoadedModel, tmp_path: Path) -> None:
     first = run(tiny_model, Scaled(), tmp_path / "a")
     torch.randn(17)  # whatever was drawn before
