@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class QuantizedModel:
             (*self.report, *part.report),
         )
 
-    @property
+    @cached_property
     def packed_bytes(self) -> int:
         """Bytes of everything that the linears need at run time, as stored: codes, scales, zero points, transforms."""
         tensors, _ = _linears_to_tensors(self.linears)

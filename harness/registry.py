@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, unknown
-from harness.settings import FULL_PRECISION, Setting
 from harness.specs import Option, Scalar
 
 if TYPE_CHECKING:
@@ -89,13 +88,6 @@ def create_method(name_or_path: str, options: Mapping[str, Scalar]) -> Method:
     cls = getattr(_import(Path(info.source)), info.class_name)
     method: Method = cls(**options)
     return method
-
-
-def reason_unsupported(name_or_path: str, options: Mapping[str, Scalar], setting: Setting) -> str | None:
-    """Why the method cannot do the setting, None if it can. Imports the method."""
-    if name_or_path == BASELINE:
-        return None if setting == FULL_PRECISION else "the baseline is the untouched model, W16A16"
-    return create_method(name_or_path, options).supports(setting)
 
 
 def _import(path: Path) -> object:

@@ -8,12 +8,6 @@ import torch
 from jaxtyping import UInt8
 
 
-def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that ``count`` codes take: whole words of the least common multiple of ``bits`` and 8."""
-    codes_per_word, bytes_per_word = _word(bits)
-    return math.ceil(count / codes_per_word) * bytes_per_word
-
-
 def pack_bits(codes: UInt8[torch.Tensor, "*shape"], bits: int) -> UInt8[torch.Tensor, " packed"]:
     """The codes in row-major order, first code in the lowest bits; the last word is padded with zeros."""
     codes_per_word, bytes_per_word = _word(bits)

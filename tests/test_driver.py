@@ -152,6 +152,31 @@ def test_windows_cover_every_block_once(n: int, size: int, stride: int, expected
     assert "".join(leaving for _, leaving in found) == "".join(map(str, range(n)))
 
 
+@dataclass(frozen=True)
+class Forwarding(Scaled):
+    """Rounds, and checks that the window's own forward is the walk's, plain and quantized."""
+
+    def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+        (chunk,) = window.quantized.chunks
+        linears = {name: round_to_nearest(linear.weight, setting) for name, linear in window.linears.items()}
+        part = QuantizedWindow(linears)
+        for (stop,) in window.walk(window.quantized):
+            ends = stop.chunks
+        assert torch.equal(window.forward(chunk), ends[0])
+        for (stop,) in window.walk(window.quantized):
+            stop.install({name: linears[name] for name in stop.names})
+            ends = stop.chunks
+        assert torch.equal(window.forward(chunk, part), ends[0])
+        self.seen.append(window.index)
+        return part
+
+
+def test_a_window_runs_forward_as_it_walks(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    method = Forwarding()
+    run(tiny_model, method, tmp_path)
+    assert method.seen == [0, 1]
+
+
 def test_overlapping_windows_keep_what_leaves(tiny_model: LoadedModel, tmp_path: Path) -> None:
     result = run(tiny_model, Scaled(size=2, stride=1), tmp_path)
     assert tuple(result.linears) == tiny_model.architecture.linears

@@ -204,12 +204,12 @@ def test_tokens_do_not_see_each_other(x: torch.Tensor, spec: ActivationSpec) -> 
     assert torch.equal(simulate_tokens(x[None].expand(3, -1, -1), spec)[1], alone)
 
 
-@given(weights(), SPECS)
+@given(weights(), st.builds(ActivationSpec, st.sampled_from([4, 8]), st.booleans()))
 @settings(deadline=None)
-def test_token_error_is_half_a_step_within_the_range(x: torch.Tensor, spec: ActivationSpec) -> None:
+def test_token_error_is_within_a_step(x: torch.Tensor, spec: ActivationSpec) -> None:
+    """Half a step inside the range; rounding the zero point moves its ends by up to another half."""
     scale, _ = token_grid(x, spec)
-    if spec.clip == 1:
-        assert ((simulate_tokens(x, spec) - x).abs() <= scale * (1 + 1e-5)).all()
+    assert ((simulate_tokens(x, spec) - x).abs() <= scale * (1 + 1e-5)).all()
 
 
 def test_zero_token_stays_zero() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
-from harness.registry import create_method, describe_methods, find_method, reason_unsupported
+from harness.registry import create_method, describe_methods, find_method
 from harness.settings import Setting
 
 PLUGIN = '''
@@ -53,9 +53,8 @@ def test_method_is_described_from_its_source(plugin: Path) -> None:
 def test_described_options_are_those_of_the_class(plugin: Path) -> None:
     method = create_method(str(plugin), {"strength": 2.0, "kind": "b"})
     assert (method.strength, method.kind, method.maybe) == (2.0, "b", None)  # type: ignore[attr-defined]
-    assert reason_unsupported(str(plugin), {}, Setting.parse("W2A16")) == "too few bits"
-    assert reason_unsupported(str(plugin), {}, Setting.parse("W4A16")) is None
-    assert reason_unsupported("fp", {}, Setting.parse("W4A16")) is not None
+    assert method.supports(Setting.parse("W2A16")) == "too few bits"
+    assert method.supports(Setting.parse("W4A16")) is None
 
 
 def test_identity_changes_with_the_source(plugin: Path) -> None:

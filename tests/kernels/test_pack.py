@@ -2,14 +2,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.kernels.pack import pack_bits, packed_bytes, unpack_bits
+from harness.kernels.pack import pack_bits, unpack_bits
 
 
 @given(st.sampled_from([2, 3, 4, 8]), st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(0, 99))
 def test_unpacking_gives_back_every_code(bits: int, shape: list[int], seed: int) -> None:
     codes = torch.randint(0, 2**bits, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
     packed = pack_bits(codes, bits)
-    assert packed.numel() == packed_bytes(codes.numel(), bits)
+    assert 0 <= 8 * packed.numel() - bits * codes.numel() < 24  # nothing but the padding of the last word
     assert torch.equal(unpack_bits(packed, bits, tuple(shape)), codes)
 
 
