@@ -58,8 +58,8 @@ def quantize_model(
                 runner,
                 seed,
                 partial(progress, _STAGE, index * method.stride, len(blocks)),
-                streams.full_precision if streams else None,
-                streams.quantized if streams else None,
+                streams.streams if streams else {},
+                _plain_attention(members, setting),
             )
             part = _quantize_window(window, leaving, method, setting, checkpoints)
             result = result.joined(part)
@@ -106,7 +106,7 @@ def _quantize_window(
         part = method.quantize(window, setting)
     except BadOutput as error:
         raise BadOutput(error.what, where=error.where or _names(window), fix=error.fix) from error
-    part = _only(part, window, leaving, setting)
+    part = _only(part, window, leaving)
     seconds = time.monotonic() - start
     part = replace(part, report=tuple({"window_seconds": seconds, **row} for row in part.report))
     QuantizedModel().joined(part).save(saved)
@@ -125,7 +125,7 @@ def _names(window: Window) -> str:
     return ", ".join(block.name for block in window.blocks)
 
 
-def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block], setting: Setting) -> QuantizedWindow:
+def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block]) -> QuantizedWindow:
     """The blocks that leave the window, checked: all linears there, of the right shape, all numbers finite."""
     finished = {name for block in leaving for name in block.linears}
     for name in finished:
@@ -137,22 +137,22 @@ def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block], setti
     for name, value in part.norms.items():
         if value.ndim != 1 or not torch.isfinite(value).all():
             raise BadOutput(f"{name} was replaced by something that is not a finite vector")
-    plain = AttentionSpec(ActivationSpec(setting.kv_bits, setting.symmetric))
-    attention = {
-        name: part.attention.get(name, plain)
-        for block in leaving
-        for name in block.attentions
-        if setting.quantizes_kv or name in part.attention
-    }
+    attention = {**window.attention, **part.attention}
     prefixes = tuple(f"{block.name}." for block in leaving)
     return QuantizedWindow(
         {name: part.linears[name] for block in leaving for name in block.linears},
         {name: value for name, value in part.norms.items() if name.startswith(prefixes)},
-        attention,
+        {name: attention[name] for block in leaving for name in block.attentions if name in attention},
         tuple(row for row in part.report if row["layer"] in finished),
-        # A walk runs the attention as it was: where keys and values are quantized, its end is not the quantized stream.
-        part.outputs if len(leaving) == len(window.blocks) and not attention else None,
+        part.outputs if len(leaving) == len(window.blocks) else {},
     )
+
+
+def _plain_attention(blocks: Sequence[Block], setting: Setting) -> dict[str, AttentionSpec]:
+    if not setting.quantizes_kv:
+        return {}
+    plain = AttentionSpec(ActivationSpec(setting.kv_bits, setting.symmetric))
+    return {name: plain for block in blocks for name in block.attentions}
 
 
 class _highest_precision:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from harness.window import Stream, Window
 
 _T = TypeVar("_T")
-StreamName = Literal["full_precision", "quantized"]
+StreamName = Literal["full_precision", "quantized", "mean"]
 Report = dict[str, Any]
 
 
@@ -48,8 +48,8 @@ class QuantizedWindow:
     """By attention module; under a ``KV`` setting a layer that is not named here gets the plain specification."""
     report: tuple[Report, ...] = ()
     """One JSON-able row per layer: what was chosen, what it cost, how well it fits."""
-    outputs: Stream | None = None
-    """The quantized stream behind the window, if the method has come by it (:meth:`Window.walk`); it saves a pass."""
+    outputs: Mapping[StreamName, Stream] = field(default_factory=dict)
+    """The streams behind the window that the method has come by (:meth:`Window.walk`); each saves a pass."""
 
 
 class Method(Protocol):

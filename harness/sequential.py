@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.linear import QuantizedLinear
-from harness.method import QuantizedWindow, Report
+from harness.method import QuantizedWindow, Report, StreamName
 from harness.window import SharedInput, Stream, Window
 
 Step = Callable[[SharedInput, list[SharedInput]], tuple[dict[str, QuantizedLinear], list[Report]]]
@@ -21,10 +21,11 @@ def quantize_in_order(
     """
     linears: dict[str, QuantizedLinear] = {}
     report: list[Report] = []
-    outputs: Stream | None = None
+    outputs: dict[StreamName, Stream] = {}
     for stop, *others in window.walk(*streams):
         if not stop.names:
-            outputs = Stream(stop.chunks) if true_sequential and propagated else None
+            if true_sequential and propagated:
+                outputs["quantized"] = Stream(stop.chunks)
             break
         window.progress(stop.names[0])
         quantized, rows = step(stop, others)

@@ -1,15 +1,16 @@
 """What a method sees: some blocks of the model, and the calibration text as it looks where they begin.
 
-Two streams of hidden states run through the model: the full-precision one, and the quantized one, which has passed
-through the blocks that are quantized already. Both are kept as chunks of a fixed number of tokens, so that neither a
-batch size nor the order of cells can change a method's integers.
+Streams of hidden states run through the model: the full-precision one, and the quantized one, which has passed through
+the blocks that are quantized already. They are kept as chunks of a fixed number of tokens, so that neither a batch size
+nor the order of cells can change a method's integers. A third one is a single sequence: it begins as the mean of all
+the embedded ones, position by position, and passes through the quantized blocks too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from harness.architecture import Architecture, Block
-from harness.attention import set_spec
+from harness.attention import AttentionSpec, set_spec
 from harness.hessian import Hessian
 from harness.linear import QuantizedLinear
 from harness.method import QuantizedWindow, StreamName
@@ -28,6 +29,7 @@ from harness.quantizer import ActivationSpec, simulate_tokens
 from harness.simulation import simulate
 
 CHUNK_TOKENS = 2048
+SAMPLE_TOKENS = 16
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -39,12 +41,28 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A few embedded tokens, and what each block is called with beside them: enough to try something out."""
+
+    hidden: Float[torch.Tensor, "1 t hidden"]
+    arguments: Mapping[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Runner:
     """Runs single blocks of a model with the arguments that the model itself would give them."""
 
     modules: Mapping[str, nn.Module]
     arguments: Mapping[str, dict[str, Any]]
     dtype: torch.dtype
+    sample: Sample | None = None
+
+    @property
+    def on_sample(self) -> Runner:
+        """The runner of ``sample``, which is shorter than the sequences of the streams."""
+        if self.sample is None:
+            raise RuntimeError("the method reads no stream, so there are no hidden states to run")
+        return replace(self, arguments=self.sample.arguments)
 
     def block(self, block: Block, hidden: Float[torch.Tensor, "n t hidden"]) -> Float[torch.Tensor, "n t hidden"]:
         output = self.modules[block.name](hidden, **self.arguments[block.name])
@@ -97,8 +115,9 @@ class Window:
     seed: int
     progress: Callable[[str], None]
     """Say what is being done, for the progress bar."""
-    _full_precision: Stream | None = None
-    _quantized: Stream | None = None
+    _streams: Mapping[StreamName, Stream] = field(default_factory=dict)
+    attention: Mapping[str, AttentionSpec] = field(default_factory=dict)
+    """How the setting quantizes keys and values, by attention module; empty where it does not."""
 
     @cached_property
     def linears(self) -> dict[str, nn.Linear]:
@@ -113,12 +132,22 @@ class Window:
     @property
     def full_precision(self) -> Stream:
         """The calibration text as the untouched model brings it here."""
-        return _given(self._full_precision)
+        return self._stream("full_precision")
 
     @property
     def quantized(self) -> Stream:
         """The calibration text as it arrives through the blocks quantized so far."""
-        return _given(self._quantized)
+        return self._stream("quantized")
+
+    @property
+    def mean(self) -> Stream:
+        """One sequence, the mean of the embedded calibration text, as it arrives through the quantized blocks."""
+        return self._stream("mean")
+
+    def _stream(self, name: StreamName) -> Stream:
+        if name not in self._streams:
+            raise RuntimeError(f"the method does not declare that it reads the {name} stream")
+        return self._streams[name]
 
     def forward(
         self, hidden: Float[torch.Tensor, "n t hidden"], part: QuantizedWindow | None = None
@@ -129,14 +158,19 @@ class Window:
                 hidden = self.runner.block(block, hidden)
         return hidden
 
-    def walk(self, *streams: Stream) -> Iterator[tuple[SharedInput, ...]]:
+    def walk(
+        self, *streams: Stream, attention: Mapping[str, AttentionSpec] | None = None
+    ) -> Iterator[tuple[SharedInput, ...]]:
         """Run the window once over all of ``streams``, stopping at one shared input after another.
 
         At each stop the caller sees, per stream, the input of some linears for every chunk, and may put quantized
         linears in their place before the run goes on: what comes later has then seen their error. Nothing is computed
-        twice. The last stop has ``names == ()`` and, for ``chunks``, the window's output.
+        twice. The last stop has ``names == ()`` and, for ``chunks``, the window's output. Keys and values are quantized
+        as ``attention`` says, or as the setting does, except in the full-precision stream.
         """
-        walkers = [_Walker(self, stream) for stream in streams]
+        attention = self.attention if attention is None else attention
+        untouched = self._streams.get("full_precision")
+        walkers = [_Walker(self, stream, {} if stream is untouched else attention) for stream in streams]
         with ExitStack() as stack:
             for name, linear in self.linears.items():
                 stack.enter_context(_forward_of(linear, partial(_gate, name, linear.forward)))
@@ -192,15 +226,16 @@ class SharedInput:
 class _Walker:
     """One stream on its walk: each chunk's forward pass is a greenlet that switches back here at every gate."""
 
-    def __init__(self, window: Window, stream: Stream) -> None:
-        self.window = window
+    def __init__(self, window: Window, stream: Stream, attention: Mapping[str, AttentionSpec]) -> None:
+        self.window, self.attention = window, attention
         self.firsts = {group[0] for group in window.shared_inputs}
         self.stand_ins: dict[str, nn.Module] = {}
         self.forwards = [_Forward(self, chunk) for chunk in stream.chunks]
 
     def advance(self, names: tuple[str, ...]) -> SharedInput:
         """Run every chunk to the shared input ``names``, or to the end."""
-        arrivals = [forward.switch() for forward in self.forwards]
+        with self.window.runner.installed(QuantizedWindow({}, attention=self.attention), ()):
+            arrivals = [forward.switch() for forward in self.forwards]
         expected = names[0] if names else ""
         if any(name != expected for name, _ in arrivals):
             raise RuntimeError(f"linears ran in another order: {arrivals[0][0]!r} came where {expected!r} was due")
@@ -249,12 +284,6 @@ def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
         del module.forward
 
 
-def _given(stream: Stream | None) -> Stream:
-    if stream is None:
-        raise RuntimeError("the method does not declare that it reads this stream")
-    return stream
-
-
 def relative_error(weight: Float[torch.Tensor, "out in"], approximation: Float[torch.Tensor, "out in"]) -> float:
     """‖W − Ŵ‖² / ‖W‖²."""
     weight = weight.float()
@@ -263,21 +292,21 @@ def relative_error(weight: Float[torch.Tensor, "out in"], approximation: Float[t
 
 @dataclass
 class Streams:
-    """Both streams, moved through the model window by window."""
+    """The streams, moved through the model window by window."""
 
     runner: Runner
-    full_precision: Stream | None
-    quantized: Stream | None
+    streams: dict[StreamName, Stream]
 
     def advance(self, blocks: Sequence[Block], part: QuantizedWindow) -> None:
-        """Push the streams through ``blocks``: as they are, and as ``part`` leaves them."""
-        if self.full_precision is not None:
-            self.full_precision = self._through(blocks, self.full_precision)
-        if part.outputs is not None:
-            self.quantized = part.outputs
-        elif self.quantized is not None:
-            with self.runner.installed(part, blocks):
-                self.quantized = self._through(blocks, self.quantized)
+        """Push the full-precision stream through ``blocks`` as they are, the others as ``part`` leaves them."""
+        for name, stream in self.streams.items():
+            if name in part.outputs:
+                self.streams[name] = part.outputs[name]
+            elif name == "full_precision":
+                self.streams[name] = self._through(blocks, stream)
+            else:
+                with self.runner.installed(part, blocks):
+                    self.streams[name] = self._through(blocks, stream)
 
     def _through(self, blocks: Sequence[Block], stream: Stream) -> Stream:
         chunks = []
@@ -290,8 +319,14 @@ class Streams:
 
 @dataclass
 class _Capture:
-    hidden: list[torch.Tensor] = field(default_factory=list)
+    hidden: torch.Tensor | None = None
     arguments: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def embed(self, model: PreTrainedModel, ids: Int64[torch.Tensor, "n length"]) -> Float[torch.Tensor, "n length h"]:
+        """What reaches the first block for ``ids``."""
+        model(input_ids=ids, use_cache=False)
+        assert self.hidden is not None
+        return self.hidden
 
 
 def open_streams(
@@ -310,17 +345,19 @@ def open_streams(
     with ExitStack() as stack:
         for block in architecture.blocks:
             stack.enter_context(_handing_on(block, modules[block.name], capture, first=block is architecture.blocks[0]))
-        # One sequence first: arguments made for a batch of one broadcast to any batch.
-        model(input_ids=calibration[:1], use_cache=False)
+        sample = Sample(capture.embed(model, calibration[:1, :SAMPLE_TOKENS]), dict(capture.arguments))
+        # One sequence alone: arguments made for a batch of one broadcast to any batch.
+        capture.embed(model, calibration[:1])
         arguments = dict(capture.arguments)
-        capture.hidden.clear()
-        for chunk in calibration.split(per_chunk):
-            model(input_ids=chunk, use_cache=False)
-    stream = Stream(capture.hidden)
+        chunks = [capture.embed(model, chunk) for chunk in calibration.split(per_chunk)]
+    mean = torch.stack([chunk.sum(dim=0, keepdim=True, dtype=torch.float32) for chunk in chunks]).sum(dim=0)
+    streams: dict[StreamName, Stream] = {
+        "full_precision": Stream(chunks),
+        "quantized": Stream(list(chunks)),
+        "mean": Stream([(mean / len(calibration)).to(chunks[0].dtype)]),
+    }
     return Streams(
-        Runner(modules, arguments, model.dtype),
-        stream if "full_precision" in reads else None,
-        stream if "quantized" in reads else None,
+        Runner(modules, arguments, model.dtype, sample), {name: s for name, s in streams.items() if name in reads}
     )
 
 
@@ -331,7 +368,7 @@ def _handing_on(block: Block, module: nn.Module, capture: _Capture, *, first: bo
             raise RuntimeError(f"{block.name} takes positional arguments beside its input")
         capture.arguments[block.name] = kwargs
         if first:
-            capture.hidden.append(hidden_states)
+            capture.hidden = hidden_states
         return (hidden_states,) if block.returns_tuple else hidden_states
 
     with _forward_of(module, forward):

@@ -80,7 +80,7 @@ def test_stream_through_single_blocks_is_the_model_itself(name: str) -> None:
     streams = open_streams(model, architecture, ids())
     for block in architecture.blocks:
         streams.advance([block], QuantizedWindow({}))
-    torch.testing.assert_close(torch.cat(streams.full_precision.chunks), seen[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.cat(streams.streams["full_precision"].chunks), seen[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -102,7 +102,7 @@ def test_installed_model_is_what_the_quantized_stream_saw(name: str) -> None:
     last.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
     model(input_ids=ids())
     # A code may flip where two roundings tie, so a few values differ by a step.
-    close = torch.isclose(torch.cat(streams.quantized.chunks), seen[0], rtol=1e-3, atol=1e-3)
+    close = torch.isclose(torch.cat(streams.streams["quantized"].chunks), seen[0], rtol=1e-3, atol=1e-3)
     assert close.float().mean() > 0.99
 
 

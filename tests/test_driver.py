@@ -58,7 +58,8 @@ class Scaled:
             linears |= now
         self.seen.append((window.index, seen))
         report = tuple({"layer": name} for name in linears)
-        return QuantizedWindow(linears, report=report, outputs=Stream(quantized.chunks) if self.hands_on else None)
+        outputs = {"quantized": Stream(quantized.chunks), "full_precision": Stream(reference.chunks)}
+        return QuantizedWindow(linears, report=report, outputs=outputs if self.hands_on else {})
 
 
 def run(model: LoadedModel, method: Any, folder: Path, setting: Setting = W4A8, seed: int = 0) -> QuantizedModel:
