@@ -40,6 +40,14 @@ class AttentionSpec:
         return query, simulate_tokens(key, self.kv), simulate_tokens(value, self.kv)
 
 
+def head_size(module: nn.Module) -> int:
+    """Channels of one head of an attention module of transformers."""
+    for name in ("head_dim", "head_size"):
+        if isinstance(size := getattr(module, name, None), int):
+            return size
+    raise Unsupported(f"{type(module).__name__} does not say how large its heads are")
+
+
 def allow_quantized_attention(model: PreTrainedModel) -> None:
     """Route the model's attention through :func:`_attention`, which does nothing to layers without a spec.
 

@@ -42,6 +42,8 @@ class WeightFormat:
     symmetric: bool = False
     axis: Axis = "oc"
     clip_search: bool = False
+    clip: float = 1.0
+    """Fraction of each group's range that is kept, before any search."""
 
     @classmethod
     def of(cls, setting: Setting, axis: Axis = "oc") -> WeightFormat:
@@ -113,7 +115,7 @@ def grid_of_rows(
     rows: Float[torch.Tensor, "n g"], format: WeightFormat
 ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
     """Scale and zero point, as float32, for each row taken as one group. Scales are exact float16 values."""
-    lo, hi = range_of_rows(rows.float(), format)
+    lo, hi = (bound * format.clip for bound in range_of_rows(rows.float(), format))
     return _search(rows.float(), lo, hi, format) if format.clip_search else grid_of_ranges(lo, hi, format)
 
 

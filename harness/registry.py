@@ -27,8 +27,8 @@ BASELINE = "fp"
 _BUILT_IN = Path(__file__).parent / "methods"
 # Shared code that decides integers: a change here makes every cell a new one, as a change in the method does.
 _DECIDING = (
-    "architecture", "attention", "calibration", "driver", "hessian", "linear", "quantizer", "reconstruction",
-    "sequential", "simulation", "transform", "window",
+    "architecture", "attention", "calibration", "driver", "folding", "hessian", "linear", "quantizer",
+    "reconstruction", "sequential", "simulation", "transform", "window",
 )  # fmt: skip
 _BUILDS_ON = re.compile(rb"^from harness\.methods\.(\w+) import", re.MULTILINE)
 _KINDS = {"bool": "a boolean", "int": "an integer", "float": "a number", "str": "a word"}

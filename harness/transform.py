@@ -7,6 +7,33 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int64
 
+from harness.errors import HarnessError
+
+
+def block_hadamard(size: int) -> Float[torch.Tensor, "size size"]:
+    """Sylvester's Hadamard matrix scaled to be orthogonal; blocks of it where ``size`` is not a power of two."""
+    matrix = torch.ones(1, 1)
+    while size % (2 * len(matrix)) == 0:
+        matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
+    rotation: torch.Tensor = torch.block_diag(*[matrix * len(matrix) ** -0.5] * (size // len(matrix)))
+    return rotation
+
+
+def block_size_of(size: int, asked: int | None = None, largest: int = 128) -> int:
+    """``asked``, or the largest power of two up to ``largest`` that divides ``size``.
+
+    Raises HarnessError when what was asked for does not divide it.
+    """
+    if asked is None:
+        return min(largest, size & -size)
+    if size % asked:
+        legal = [str(2**k) for k in range(1, 13) if size % 2**k == 0]
+        raise HarnessError(
+            f"blocks of {asked} do not divide {size} input channels",
+            fix=f"choose {', '.join(legal)}, or none for the largest power of two up to {largest}",
+        )
+    return asked
+
 
 @dataclass(frozen=True)
 class BlockRotation:
@@ -35,6 +62,11 @@ class InputTransform:
 
     smooth: Float[torch.Tensor, " c"] | None = None
     steps: tuple[BlockRotation | Permutation, ...] = ()
+
+    def multiply_adds(self, channels: int) -> int:
+        """Of one token with so many channels."""
+        rotations = sum(step.matrix.shape[0] for step in self.steps if isinstance(step, BlockRotation))
+        return channels * (rotations + (self.smooth is not None))
 
     def apply(self, x: Float[torch.Tensor, "*rows c"]) -> Float[torch.Tensor, "*rows c"]:
         """The transformed input of the layer."""

@@ -27,6 +27,7 @@ from harness.linear import QuantizedLinear
 from harness.method import QuantizedWindow, StreamName
 from harness.quantizer import ActivationSpec, simulate_tokens
 from harness.simulation import simulate
+from harness.transform import InputTransform
 
 CHUNK_TOKENS = 2048
 SAMPLE_TOKENS = 16
@@ -132,19 +133,20 @@ class Window:
     @property
     def full_precision(self) -> Stream:
         """The calibration text as the untouched model brings it here."""
-        return self._stream("full_precision")
+        return self.stream("full_precision")
 
     @property
     def quantized(self) -> Stream:
         """The calibration text as it arrives through the blocks quantized so far."""
-        return self._stream("quantized")
+        return self.stream("quantized")
 
     @property
     def mean(self) -> Stream:
         """One sequence, the mean of the embedded calibration text, as it arrives through the quantized blocks."""
-        return self._stream("mean")
+        return self.stream("mean")
 
-    def _stream(self, name: StreamName) -> Stream:
+    def stream(self, name: StreamName) -> Stream:
+        """One of those that the method declares to read."""
         if name not in self._streams:
             raise RuntimeError(f"the method does not declare that it reads the {name} stream")
         return self._streams[name]
@@ -208,18 +210,21 @@ class SharedInput:
         """From here on ``linears`` run instead of the full-precision ones."""
         self._stand_ins.update(simulate(linears, [self.names], self._runner.dtype))
 
-    def hessian(self, activation: ActivationSpec | None = None) -> Hessian:
-        """Of all chunks, quantized as ``activation`` says."""
-        return Hessian.of(self.tokens(activation), where=", ".join(self.names) or None)
+    def hessian(self, activation: ActivationSpec | None = None, transform: InputTransform | None = None) -> Hessian:
+        """Of all chunks, transformed and quantized as a linear with these would."""
+        return Hessian.of(self.tokens(activation, transform), where=", ".join(self.names) or None)
 
     def absmax(self) -> Float[torch.Tensor, " in"]:
         """max |x| of each channel over all tokens."""
         return torch.stack([x.abs().amax(dim=0) for x in self.tokens()]).amax(dim=0)
 
-    def tokens(self, activation: ActivationSpec | None = None) -> Iterator[Float[torch.Tensor, "tokens in"]]:
-        """The chunks as rows of tokens, quantized as ``activation`` says."""
+    def tokens(
+        self, activation: ActivationSpec | None = None, transform: InputTransform | None = None
+    ) -> Iterator[Float[torch.Tensor, "tokens in"]]:
+        """The chunks as rows of tokens, transformed and quantized as a linear with these would."""
         for chunk in self.chunks:
             x = chunk.flatten(0, -2)
+            x = x if transform is None else transform.apply(x)
             yield x if activation is None else simulate_tokens(x, activation)
 
 
