@@ -65,7 +65,8 @@ class Runner:
             raise RuntimeError("the method reads no stream, so there are no hidden states to run")
         return replace(self, arguments=self.sample.arguments)
 
-    def block(self, block: Block, hidden: Float[torch.Tensor, "n t hidden"]) -> Float[torch.Tensor, "n t hidden"]:
+    def block(self, block: Block, hidden: Float[torch.Tensor, "_n _t _h"]) -> Float[torch.Tensor, "_n _t _h"]:
+        """The block's output for ``hidden``. (Shapes are not compared: walks have several calls under way at once.)"""
         output = self.modules[block.name](hidden, **self.arguments[block.name])
         return output[0] if block.returns_tuple else output  # type: ignore[no-any-return]
 
@@ -235,6 +236,7 @@ class _Walker:
         self.window, self.attention = window, attention
         self.firsts = {group[0] for group in window.shared_inputs}
         self.stand_ins: dict[str, nn.Module] = {}
+        self.shapes = [chunk.shape[:2] for chunk in stream.chunks]
         self.forwards = [_Forward(self, chunk) for chunk in stream.chunks]
 
     def advance(self, names: tuple[str, ...]) -> SharedInput:
@@ -244,7 +246,11 @@ class _Walker:
         expected = names[0] if names else ""
         if any(name != expected for name, _ in arrivals):
             raise RuntimeError(f"linears ran in another order: {arrivals[0][0]!r} came where {expected!r} was due")
-        return SharedInput(names, [x for _, x in arrivals], self.window.runner, self.stand_ins)
+        # Some architectures flatten sequences and tokens before some linears.
+        chunks = [
+            x.unflatten(0, shape) if x.ndim == 2 else x for shape, (_, x) in zip(self.shapes, arrivals, strict=True)
+        ]
+        return SharedInput(names, chunks, self.window.runner, self.stand_ins)
 
     def stop(self) -> None:
         """Unwind the passes that have not ended."""
