@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from typing import ClassVar, Literal
 
 import torch
@@ -17,14 +18,14 @@ from harness.hessian import Hessian
 from harness.linear import QuantizedLinear, assemble
 from harness.method import QuantizedWindow, Report, StreamName, register
 from harness.methods.gptq import GPTQ
-from harness.quantizer import ActivationSpec, Axis, WeightFormat, check_group, decode, encode, find_grid
+from harness.quantizer import ActivationSpec, Axis, Grid, WeightFormat, check_group, decode, encode, find_grid
 from harness.reconstruction import Factorization, Solution, factorize
 from harness.sequential import quantize_in_order
 from harness.settings import UNQUANTIZED, Setting
 from harness.window import Call, SharedInput, Window
 
 AXES: tuple[Axis, Axis] = ("oc", "ic")  # the first of equals wins
-Solve = Callable[[torch.Tensor, WeightFormat], Solution]
+Solve = Callable[[torch.Tensor, WeightFormat, Grid | None], Solution]
 
 
 @register("adadim")
@@ -109,7 +110,8 @@ class AdaDim:
         if self.base != self.select_with:
             for axis in AXES:
                 chosen = {name: weights[name] for name, choice in choices.items() if choice.axis == axis}
-                solutions |= self.solve(chosen, axis, setting, solvers[self.base])
+                grids = [tried[name][axis].grid for name in chosen]  # no need to search for them again
+                solutions |= self.solve(chosen, axis, setting, solvers[self.base], grids)
         shared = facts | {
             "base": self.base,
             "select_with": self.select_with,
@@ -134,8 +136,8 @@ class AdaDim:
         problem = _FactorOnce(**vars(found))
         gptq = GPTQ(block_size=self.block_size, act_order=self.act_order)
         return {
-            "rtn": lambda weight, format: rounded(hessian, problem.without_dead(weight), format),
-            "gptq": lambda weight, format: gptq.solve(weight, weight, problem, format),
+            "rtn": lambda weight, format, grid: rounded(hessian, problem.without_dead(weight), format, grid),
+            "gptq": lambda weight, format, grid: gptq.solve(weight, weight, problem, format, grid),
         }, problem.report()
 
     def try_axes(
@@ -160,21 +162,34 @@ class AdaDim:
         return fitting
 
     def solve(
-        self, weights: Mapping[str, torch.Tensor], axis: Axis, setting: Setting, solve: Solve
+        self,
+        weights: Mapping[str, torch.Tensor],
+        axis: Axis,
+        setting: Setting,
+        solve: Solve,
+        grids: Sequence[Grid] = (),
     ) -> dict[str, Solution]:
-        """All ``weights`` along ``axis``, in one call as one tall matrix: rows, or groups of them, are independent."""
+        """All ``weights`` along ``axis``, in one call as one tall matrix: rows, or groups of them, are independent.
+
+        ``grids`` are those of the weights, if they are known already.
+        """
         format = WeightFormat.of(setting, axis).searched(self.clip_search)
         if axis == "ic" and not setting.group_size:  # the group is the whole column of each
-            return {name: solve(weight, format) for name, weight in weights.items()}
+            each = zip_longest(weights.items(), grids)
+            return {name: solve(weight, format, grid) for (name, weight), grid in each}
         if not weights:
             return {}
-        tall = solve(torch.cat(list(weights.values())), format)
+        scales, zeros = ([getattr(grid, part) for grid in grids] for part in ("scales", "zeros"))
+        known = Grid(torch.cat(scales), torch.cat(zeros), format) if grids else None
+        tall = solve(torch.cat(list(weights.values())), format, known)
         return dict(zip(weights, tall.split([len(weight) for weight in weights.values()]), strict=True))
 
 
-def rounded(hessian: Hessian, weight: Float[torch.Tensor, "out in"], format: WeightFormat) -> Solution:
+def rounded(
+    hessian: Hessian, weight: Float[torch.Tensor, "out in"], format: WeightFormat, grid: Grid | None = None
+) -> Solution:
     """Plain rounding, with the mean squared error of each output: diag(ΔW H ΔWᵀ) / tokens, not damped."""
-    grid = find_grid(weight, format)
+    grid = grid or find_grid(weight, format)
     codes = encode(weight, grid)
     error = hessian.error(weight - decode(codes, grid))
     return Solution(codes, grid, error, error, kept_rtn=True)

@@ -583,7 +583,7 @@ def test_a_hessian_that_does_not_factorize_is_reported() -> None:
     solvers, facts = AdaDim(allow_rtn_fallback=True).solvers(indefinite, "layer")
     assert facts["fallback"] and problem.fallback
     weight = random(64, 64)
-    assert solvers["gptq"](weight, WeightFormat(3, 16)).kept_rtn
+    assert solvers["gptq"](weight, WeightFormat(3, 16), None).kept_rtn
 
 
 def test_it_is_listed_with_help_for_every_option() -> None:
