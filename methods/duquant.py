@@ -148,6 +148,7 @@ class DuQuant:
         names = stops[0].names
         online = smoothed.online.get(names)
         steps, found = self.find_steps(self.search_input(stops[0], online), generator)
+        search_seconds = time.monotonic() - start
         transform = InputTransform(online, steps)
         activation = ActivationSpec.of(setting, self.activation_clip)
         weights = {name: InputTransform(steps=steps).fold(smoothed.weights[name]) for name in names}
@@ -172,6 +173,7 @@ class DuQuant:
                     "smooth_max": float(smoothed.scales[names].max()) if self.smooth else 1.0,
                     "transform_multiply_adds": transform.multiply_adds(len(stops[0].chunks[0][0, 0])),
                     "weight_error": relative_error(weights[name], decode(codes, grid)),
+                    "search_seconds": search_seconds / len(names),
                     "seconds": seconds,
                 }
             )
