@@ -12,7 +12,8 @@ import torch
 
 from harness.calibration import CalibrationSpec, calibration_ids
 from harness.driver import quantize_model
-from harness.methods.duquant import DuQuant, exchange, greedy_rotation, random_rotation
+from harness.methods.duquant import DuQuant
+from harness.methods.duquant_search import exchange, greedy_rotation, random_rotation
 from harness.models import LoadedModel, load_model
 from harness.progress import silent
 from harness.quantized import QuantizedModel
@@ -88,9 +89,7 @@ def test_whole_model_and_online_transforms(
 
     def quantize() -> QuantizedModel:
         folder = next(folders)
-        return quantize_model(
-            model, DuQuant(), setting, calibration, seed=0, checkpoints=folder, progress=silent
-        )
+        return quantize_model(model, DuQuant(), setting, calibration, seed=0, checkpoints=folder, progress=silent)
 
     result = benchmark.pedantic(quantize, rounds=1)
     benchmark.extra_info["seconds of the searches"] = sum(row["search_seconds"] for row in result.report)

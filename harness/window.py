@@ -75,8 +75,7 @@ class Runner:
         """Within, the linears, norms and attention of ``part`` stand in for the model's own."""
         shared = [group for block in blocks for group in block.shared_inputs]
         with ExitStack() as stack:
-            for name, module in simulate(part.linears, shared, self.dtype).items():
-                stack.enter_context(self._replaced(name, module))
+            stack.enter_context(self.replaced(simulate(part.linears, shared, self.dtype)))
             for name, value in part.norms.items():
                 stack.enter_context(self._revalued(name, value))
             for name, spec in part.attention.items():
@@ -85,15 +84,15 @@ class Runner:
             yield
 
     @contextmanager
-    def _replaced(self, name: str, module: nn.Module) -> Iterator[None]:
-        parent_name, _, child = name.rpartition(".")
-        parent = self.modules[parent_name]
-        original = getattr(parent, child)
-        setattr(parent, child, module)
-        try:
+    def replaced(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Within, ``modules`` stand in for the model's own of those names."""
+        with ExitStack() as stack:
+            for name, module in modules.items():
+                parent_name, _, child = name.rpartition(".")
+                parent = self.modules[parent_name]
+                stack.callback(setattr, parent, child, getattr(parent, child))
+                setattr(parent, child, module)
             yield
-        finally:
-            setattr(parent, child, original)
 
     @contextmanager
     def _revalued(self, name: str, value: torch.Tensor) -> Iterator[None]:
@@ -157,6 +156,13 @@ class Window:
     ) -> Float[torch.Tensor, "n t hidden"]:
         """The window's output for ``hidden``, with ``part`` standing in for its linears where given."""
         with self.runner.installed(part or QuantizedWindow({}), self.blocks):
+            return self.forward_through(hidden, {})
+
+    def forward_through(
+        self, hidden: Float[torch.Tensor, "n t hidden"], modules: Mapping[str, nn.Module]
+    ) -> Float[torch.Tensor, "n t hidden"]:
+        """The window's output for ``hidden``, with ``modules`` standing in for those of its own of these names."""
+        with self.runner.replaced(modules):
             for block in self.blocks:
                 hidden = self.runner.block(block, hidden)
         return hidden

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from harness.attention import AttentionSpec, head_size
 from harness.folding import Smoothed, find_folds, smooth
 from harness.linear import QuantizedLinear, assemble
 from harness.method import QuantizedWindow, Report, StreamName, register
+from harness.methods.duquant_lwc import LearnedClipping
+from harness.methods.duquant_search import greedy_rotation, random_rotation
 from harness.methods.gptq import GPTQ
 from harness.quantizer import ActivationSpec, Grid, WeightFormat, decode, encode, find_grid
 from harness.reconstruction import factorize
@@ -25,10 +25,7 @@ from harness.window import SharedInput, Stream, Window, relative_error
 
 SMALLEST_MAXIMUM = 1e-5  # of activations and of weights, before smoothing scales are computed from them
 SMALLEST_SMOOTHING = 1e-2
-CENTRES = 64  # of a cloud of rows, chosen twice
 Codes = tuple[torch.Tensor, Grid]
-Rows = NDArray[np.float32]
-Rotation = NDArray[np.float64]  # [B, B]
 
 
 @register("duquant")
@@ -74,6 +71,12 @@ class DuQuant:
     """search for the clipping of weights with the least error: true, false, or none for at 2 bits only"""
     weights: Literal["rtn", "gptq"] = "rtn"
     """what quantizes the rotated weights"""
+    lwc: bool = False
+    """weights=rtn: train how much of each weight group's range is kept, block by block (learnable weight clipping)"""
+    lwc_epochs: int = 20
+    """lwc: passes over the calibration text"""
+    lwc_lr: float = 5e-3
+    """lwc: learning rate (the authors' code: 0.01)"""
     damp: float = 0.01
     """weights=gptq: λ, this fraction of the mean diagonal is added to the Hessian's diagonal"""
     qk_hadamard: bool = True
@@ -91,17 +94,39 @@ class DuQuant:
 
     @property
     def reads(self) -> frozenset[StreamName]:
-        return frozenset({*self.walked, "full_precision"} if self.smooth else self.walked)
+        smoothing: tuple[StreamName, ...] = ("full_precision",) if self.smooth else ()
+        training: tuple[StreamName, ...] = ("full_precision", "quantized") if self.lwc else ()
+        return frozenset({*self.walked, *smoothing, *training})
 
     def supports(self, setting: Setting) -> str | None:
-        return "duquant quantizes weights: choose W2 to W8" if setting.weight_bits == UNQUANTIZED else None
+        if setting.weight_bits == UNQUANTIZED:
+            return "duquant quantizes weights: choose W2 to W8"
+        if self.lwc and self.weights != "rtn":
+            return "clipping is learned for weights that are rounded to nearest: weights=rtn or lwc=false"
+        return None
 
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+        part, weights = self.quantize_plainly(window, setting)
+        if not self.lwc:
+            return part
+        targets = part.outputs.get("full_precision") or Stream(
+            [window.forward(chunk) for chunk in window.full_precision.chunks]
+        )
+        clipping = LearnedClipping(self.lwc_epochs, self.lwc_lr)
+        linears, losses = clipping.improve(window, part, weights, self.format(setting), window.quantized, targets)
+        report = tuple(row | {"lwc": losses} for row in part.report)
+        return replace(part, linears=linears, report=report, outputs={"full_precision": targets})
+
+    def quantize_plainly(
+        self, window: Window, setting: Setting
+    ) -> tuple[QuantizedWindow, dict[str, Float[torch.Tensor, "_out _in"]]]:
+        """The window without learned clipping, and the transformed weights that were rounded."""
         outputs: dict[StreamName, Stream] = {}
         smoothed = self.smoothed(window, outputs)
         attention = self.attention(window)
         generator = torch.Generator().manual_seed(window.seed * 1_000_003 + window.index)
         linears: dict[str, QuantizedLinear] = {}
+        weights: dict[str, torch.Tensor] = {}
         report: list[Report] = []
         with window.runner.installed(QuantizedWindow({}, smoothed.norms), ()):
             for stops in window.walk(*(window.stream(name) for name in self.walked), attention=attention):
@@ -109,12 +134,13 @@ class DuQuant:
                     outputs |= {name: Stream(stop.chunks) for name, stop in zip(self.walked, stops, strict=True)}
                     break
                 window.progress(stops[0].names[0])
-                quantized, rows = self.quantize_shared(stops, smoothed, setting, generator)
+                quantized, transformed, rows = self.quantize_shared(stops, smoothed, setting, generator)
                 for stop in stops:
                     stop.install(quantized)
                 linears |= quantized
+                weights |= transformed
                 report += rows
-        return QuantizedWindow(linears, smoothed.norms, attention, tuple(report), outputs)
+        return QuantizedWindow(linears, smoothed.norms, attention, tuple(report), outputs), weights
 
     def smoothed(self, window: Window, outputs: dict[StreamName, Stream]) -> Smoothed:
         """The window with scales worked in, from the largest activations of the untouched model (section 3.2)."""
@@ -142,8 +168,8 @@ class DuQuant:
 
     def quantize_shared(
         self, stops: tuple[SharedInput, ...], smoothed: Smoothed, setting: Setting, generator: torch.Generator
-    ) -> tuple[dict[str, QuantizedLinear], list[Report]]:
-        """One transform for all linears that read one input, and their transformed weights rounded."""
+    ) -> tuple[dict[str, QuantizedLinear], dict[str, torch.Tensor], list[Report]]:
+        """One transform for all linears that read one input, and their weights, transformed and rounded."""
         start = time.monotonic()
         names = stops[0].names
         online = smoothed.online.get(names)
@@ -177,7 +203,7 @@ class DuQuant:
                     "seconds": seconds,
                 }
             )
-        return linears, report
+        return linears, weights, report
 
     def search_input(self, stop: SharedInput, online: torch.Tensor | None) -> Float[torch.Tensor, "rows in"]:
         """What the rotations are searched on."""
@@ -245,9 +271,7 @@ class DuQuant:
         setting: Setting,
     ) -> dict[str, Codes]:
         """Codes and grids of the transformed weights of linears that share an input."""
-        format = WeightFormat.of(setting).searched(self.clip_search)
-        if not format.clip_search:
-            format = replace(format, clip=self.weight_clip)
+        format = self.format(setting)
         if self.weights == "rtn":
             grids = {name: find_grid(weight, format) for name, weight in weights.items()}
             return {name: (encode(weights[name], grid), grid) for name, grid in grids.items()}
@@ -257,6 +281,11 @@ class DuQuant:
         parts = GPTQ(damp=self.damp).solve(tall, tall, problem, format).split([len(w) for w in weights.values()])
         return {name: (part.codes.clone(), part.grid) for name, part in zip(weights, parts, strict=True)}
 
+    def format(self, setting: Setting) -> WeightFormat:
+        """Of the weights: a fixed clipping, or one that is searched for."""
+        format = WeightFormat.of(setting).searched(self.clip_search)
+        return format if format.clip_search else replace(format, clip=self.weight_clip)
+
 
 def smoothing_scale(
     activation: Float[torch.Tensor, " in"], weight: Float[torch.Tensor, " in"], alpha: float
@@ -264,138 +293,6 @@ def smoothing_scale(
     """max|X|^α / max|W|^(1−α) for each channel, from both maxima."""
     activation, weight = (t.float().clamp(min=SMALLEST_MAXIMUM) for t in (activation, weight))
     return (activation**alpha / weight ** (1 - alpha)).clamp(min=SMALLEST_SMOOTHING)
-
-
-def base_rotation(size: int) -> Rotation:
-    """An orthogonal matrix whose first row is flat, size^−½ everywhere, and whose first column is all but empty.
-
-    A Helmert matrix with its first and last rows, and columns, exchanged.
-    """
-    i, j = np.arange(1, size)[:, None], np.arange(size)
-    helmert = np.where(j < i, 1.0, np.where(j == i, -i, 0.0)) / np.sqrt(i * (i + 1))
-    helmert = np.concatenate([helmert, np.full((1, size), size**-0.5)])
-    order = exchange(size, size - 1)
-    return helmert[order][:, order]
-
-
-def exchange(size: int, channel: int) -> NDArray[np.int64]:
-    """The order of channels with the first and ``channel`` exchanged."""
-    order = np.arange(size)
-    order[0], order[channel] = channel, 0
-    return order
-
-
-def random_rotation(size: int, generator: torch.Generator) -> Rotation:
-    """The base rotation, with all columns but the first turned at random: an outlier in channel 0 is spread."""
-    q, _ = np.linalg.qr(torch.randn(size - 1, size - 1, generator=generator).double().numpy())
-    base = base_rotation(size)
-    return np.concatenate([base[:, :1], base[:, 1:] @ q], axis=1)
-
-
-@dataclass(frozen=True)
-class RotationSearch:
-    """A rotation R = M_0 M_1 … M_{steps−1}, and the line of candidates that it was chosen from."""
-
-    rotation: Rotation
-    steps: int
-    scores: tuple[float, ...]
-    """Of the first so many factors, from none to all."""
-    selected: tuple[int, ...]
-    """The channel that each factor spreads."""
-
-
-def greedy_rotation(
-    rows: Rows,
-    draw: Callable[[], Rotation],
-    max_steps: int,
-    *,
-    by: Literal["paper", "official"],
-    score: Literal["range", "absmax"],
-) -> RotationSearch:
-    """Algorithm 1: turn the channel with the largest value to the front, again and again, and keep the best product.
-
-    ``rows`` [n, B], float32. Each factor is S M S, where S exchanges the first channel and the one with the outlier.
-    """
-    cloud, size = Cloud.of(rows), rows.shape[1]
-    rotation = best = np.eye(size)
-    least, scores, selected = float("inf"), list[float](), list[int]()
-    for step in range(max_steps + 1):
-        low, high = cloud.extremes(rotation.astype(np.float32), score)
-        scores.append(high.value - low.value if score == "range" else max(high.value, -low.value))
-        if scores[-1] < least:
-            best, least = rotation, scores[-1]
-        if step < max_steps:
-            outlier = high if high.value > -low.value else low
-            selected.append(outlier.channel if by == "paper" else outlier.row % size)
-            order = exchange(size, selected[-1])
-            rotation = (rotation[:, order] @ draw())[:, order]
-    return RotationSearch(best, scores.index(least), tuple(scores), tuple(selected))
-
-
-@dataclass(frozen=True)
-class Extreme:
-    """A value of rotated rows, and where it is."""
-
-    value: float
-    row: int
-    channel: int
-
-
-@dataclass(frozen=True)
-class Cloud:
-    """Rows whose extremes after a rotation are wanted, again and again, without rotating all of them.
-
-    A rotation keeps lengths and distances. So no value of a row exceeds its length, nor the largest value of another
-    row by more than the distance between the two. A few rows, the centres, are rotated first; of the others only those
-    that these bounds allow to hold a new extreme. The result is exact.
-    """
-
-    rows: Rows
-    """[n, B], longest first."""
-    order: NDArray[np.int64]
-    """[n], where they were."""
-    falling: Rows
-    """[n], negative lengths."""
-    centres: NDArray[np.int64]
-    """[c], their row numbers."""
-    nearest: NDArray[np.int64]
-    """[n], for each row which of the centres stands for it."""
-    distances: Rows
-    """[n], to that centre."""
-
-    @classmethod
-    def of(cls, rows: Rows) -> Cloud:
-        """Centres are spread over all lengths, and once more over the longest."""
-        lengths = np.linalg.norm(rows, axis=1)
-        order = np.argsort(-lengths, kind="stable")
-        rows, lengths = rows[order], lengths[order]
-        evenly, early = np.linspace(0, len(rows) - 1, CENTRES), np.geomspace(1, len(rows), CENTRES) - 1
-        centres = np.union1d(evenly.astype(int), early.astype(int))
-        products = rows @ rows[centres].T
-        nearest = (np.square(lengths[centres]) - 2 * products).argmin(axis=1)
-        distances = np.linalg.norm(rows - rows[centres][nearest], axis=1)
-        slack = np.float32(1 + 1e-5)  # the bounds hold for real numbers; this is for what float32 rounds off
-        return cls(rows, order, -lengths * slack, centres, nearest, distances * slack)
-
-    def extremes(self, rotation: Rows, score: Literal["range", "absmax"]) -> tuple[Extreme, Extreme]:
-        """Smallest and largest value of the rotated rows; for ``absmax`` only the one of larger magnitude is exact."""
-        central = rotation.T @ self.rows[self.centres].T
-        lows, highs = central.min(axis=0), central.max(axis=0)
-        low, high = lows.min(), highs.max()
-        if score == "absmax":
-            high = max(high, -low)
-            low = -high
-        longer = np.searchsorted(self.falling, -min(high, -low))
-        room = np.minimum(high - highs, lows - low)  # a row this close to a centre cannot go beyond the extremes
-        others = np.flatnonzero(self.distances[:longer] > room[self.nearest[:longer]])
-        at_ends = self.centres[[lows.argmin(), highs.argmax()]]
-        candidates = np.concatenate([at_ends, others])
-        values = self.rows.take(candidates, axis=0) @ rotation
-        return self._found(values, values.argmin(), candidates), self._found(values, values.argmax(), candidates)
-
-    def _found(self, values: Rows, at: np.intp, candidates: NDArray[np.int64]) -> Extreme:
-        row, channel = divmod(int(at), values.shape[1])
-        return Extreme(float(values[row, channel]), int(self.order[candidates[row]]), channel)
 
 
 def zigzag(x: Float[torch.Tensor, "rows in"], size: int) -> Permutation:

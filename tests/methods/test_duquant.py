@@ -1,6 +1,6 @@
 """DuQuant's search, permutation and transforms: exact, orthogonal, and nothing but a change of coordinates."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from harness.architecture import discover
 from harness.driver import quantize_model
 from harness.errors import HarnessError
-from harness.methods.duquant import (
-    Cloud,
-    DuQuant,
-    base_rotation,
-    exchange,
-    greedy_rotation,
-    random_rotation,
-    smoothing_scale,
-    zigzag,
-)
+from harness.linear import round_to_nearest
+from harness.methods.duquant import DuQuant, smoothing_scale, zigzag
+from harness.methods.duquant_lwc import ClippedLinear
+from harness.methods.duquant_search import Cloud, base_rotation, exchange, greedy_rotation, random_rotation
 from harness.models import LoadedModel
 from harness.progress import silent
 from harness.quantized import QuantizedModel
-from harness.quantizer import ActivationSpec, encode_tokens, simulate_tokens
+from harness.quantizer import ActivationSpec, WeightFormat, encode_tokens, simulate_tokens
 from harness.settings import Setting
+from harness.simulation import PreparedInput
 from harness.transform import BlockRotation, InputTransform, Permutation
 
 W4A4 = Setting.parse("W4A4")
@@ -401,3 +396,53 @@ def test_what_the_report_says(tmp_path: Path) -> None:
 def test_supports() -> None:
     assert DuQuant().supports(Setting.parse("W4A16")) is None
     assert "W2 to W8" in str(DuQuant().supports(Setting.parse("W16A4")))
+
+
+# Learned clipping
+
+
+def block_losses(result: QuantizedModel) -> list[list[float]]:
+    rows = {row["layer"].rpartition(".self_attn")[0]: row["lwc"] for row in result.report if "q_proj" in row["layer"]}
+    return [row["held_out_losses"] for row in rows.values()]
+
+
+def test_learned_clipping_helps_where_the_fixed_one_is_far_off(tmp_path: Path) -> None:
+    """At 3 bits, keeping all of each range is far from best for a row of 48 normal weights."""
+    options = {"weight_clip": 1.0, **FEW}
+    setting = Setting.parse("W3A16")
+    learned = run(loaded(odd_heads()), DuQuant(lwc=True, lwc_epochs=8, lwc_lr=0.03, **options), tmp_path / "a", setting)
+    plain = run(loaded(odd_heads()), DuQuant(**options), tmp_path / "b", setting)
+    for losses in block_losses(learned):
+        assert len(losses) == 9 and min(losses) < 0.97 * losses[0]
+    name = "model.layers.0.mlp.up_proj"
+    assert not torch.equal(learned.linears[name].scales, plain.linears[name].scales)
+    # Coordinates and everything else of the layer are as they were.
+    assert torch.equal(learned.linears[name].transform.steps[0].matrix, plain.linears[name].transform.steps[0].matrix)  # type: ignore[union-attr]
+
+
+def test_clipping_that_makes_it_worse_is_not_kept(tmp_path: Path) -> None:
+    wild = run(loaded(odd_heads()), DuQuant(lwc=True, lwc_epochs=2, lwc_lr=50.0, **FEW), tmp_path / "a")
+    plain = run(loaded(odd_heads()), DuQuant(**FEW), tmp_path / "b")
+    assert not any(row["lwc"]["kept"] for row in wild.report)
+    for name, part in plain.linears.items():
+        assert torch.equal(part.codes, wild.linears[name].codes)
+
+
+def test_the_student_begins_at_the_plain_result_and_can_learn() -> None:
+    """The student begins at the plain result, and every factor is reached by gradients."""
+    weight = torch.randn(3, 8, generator=seeded())
+    setting = Setting.parse("W4A16")
+    format = replace(WeightFormat.of(setting), clip=0.8)
+    plain = round_to_nearest(weight, setting, format=format)
+    module = ClippedLinear(weight, plain, format, PreparedInput(None, None, 1))
+    x = torch.eye(8)
+    torch.testing.assert_close(module(x).T, plain.weight(), rtol=1e-3, atol=1e-5)
+    with torch.enable_grad():
+        module(x).square().sum().backward()
+    assert module.upper.grad is not None and bool((module.upper.grad != 0).all())
+    learned = module.quantized(plain)
+    assert torch.equal(learned.codes, plain.codes) and torch.equal(learned.zeros, plain.zeros)
+
+
+def test_learned_clipping_is_for_rounding() -> None:
+    assert "weights=rtn" in str(DuQuant(lwc=True, weights="gptq").supports(W4A4))
