@@ -69,8 +69,8 @@ class DuQuant:
     """the fraction of each weight group's range that is kept, where it is not searched for"""
     clip_search: bool | None = None
     """search for the clipping of weights with the least error: true, false, or none for at 2 bits only"""
-    weights: Literal["rtn", "gptq"] = "rtn"
-    """what quantizes the rotated weights"""
+    weights: Literal["rtn", "gptq"] = "gptq"
+    """what quantizes the rotated weights; rtn is the paper's"""
     lwc: bool = False
     """weights=rtn: train how much of each weight group's range is kept, block by block (learnable weight clipping)"""
     lwc_epochs: int = 20
