@@ -341,7 +341,7 @@ class _Capture:
 
     def embed(self, model: PreTrainedModel, ids: Int64[torch.Tensor, "n length"]) -> Float[torch.Tensor, "n length h"]:
         """What reaches the first block for ``ids``."""
-        model(input_ids=ids, use_cache=False)
+        model.base_model(input_ids=ids, use_cache=False)  # without the output head
         assert self.hidden is not None
         return self.hidden
 
