@@ -28,6 +28,7 @@ from harness.quantizer import ActivationSpec, simulate_tokens
 from harness.simulation import simulate
 
 CHUNK_TOKENS = 2048
+_NOT_READ = "the method does not declare that it reads this stream"
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -55,8 +56,7 @@ class Runner:
         """Within, the linears, norms and attention of ``part`` stand in for the model's own."""
         shared = [group for block in blocks for group in block.shared_inputs]
         with ExitStack() as stack:
-            for name, module in simulate(part.linears, shared, self.dtype).items():
-                stack.enter_context(self._replaced(name, module))
+            stack.enter_context(self.replaced(simulate(part.linears, shared, self.dtype)))
             for name, value in part.norms.items():
                 stack.enter_context(self._revalued(name, value))
             for name, spec in part.attention.items():
@@ -65,15 +65,15 @@ class Runner:
             yield
 
     @contextmanager
-    def _replaced(self, name: str, module: nn.Module) -> Iterator[None]:
-        parent_name, _, child = name.rpartition(".")
-        parent = self.modules[parent_name]
-        original = getattr(parent, child)
-        setattr(parent, child, module)
-        try:
+    def replaced(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Within, ``modules`` stand in for the model's own of those names."""
+        with ExitStack() as stack:
+            for name, module in modules.items():
+                parent_name, _, child = name.rpartition(".")
+                parent = self.modules[parent_name]
+                stack.callback(setattr, parent, child, getattr(parent, child))
+                setattr(parent, child, module)
             yield
-        finally:
-            setattr(parent, child, original)
 
     @contextmanager
     def _revalued(self, name: str, value: torch.Tensor) -> Iterator[None]:
@@ -99,6 +99,11 @@ class Window:
     """Say what is being done, for the progress bar."""
     _full_precision: Stream | None = None
     _quantized: Stream | None = None
+    _full_precision_outputs: Callable[[], Stream] | None = None
+    leaving: tuple[Block, ...] = ()
+    """The blocks that leave finished: the first of the window, all of the last one."""
+    carried: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The ``state`` that the window before handed on (:class:`harness.method.QuantizedWindow`)."""
 
     @cached_property
     def linears(self) -> dict[str, nn.Linear]:
@@ -116,6 +121,16 @@ class Window:
         return _given(self._full_precision)
 
     @property
+    def full_precision_outputs(self) -> Stream:
+        """The calibration text as the untouched model brings it to the end of the window.
+
+        Each block of the model runs once for it, however much windows overlap, and the walk goes on with the result.
+        """
+        if self._full_precision_outputs is None:
+            raise RuntimeError(_NOT_READ)
+        return self._full_precision_outputs()
+
+    @property
     def quantized(self) -> Stream:
         """The calibration text as it arrives through the blocks quantized so far."""
         return _given(self._quantized)
@@ -125,6 +140,13 @@ class Window:
     ) -> Float[torch.Tensor, "n t hidden"]:
         """The window's output for ``hidden``, with ``part`` standing in for its linears where given."""
         with self.runner.installed(part or QuantizedWindow({}), self.blocks):
+            return self.forward_through(hidden, {})
+
+    def forward_through(
+        self, hidden: Float[torch.Tensor, "n t hidden"], modules: Mapping[str, nn.Module]
+    ) -> Float[torch.Tensor, "n t hidden"]:
+        """The window's output for ``hidden``, with ``modules`` standing in for those of its own of these names."""
+        with self.runner.replaced(modules):
             for block in self.blocks:
                 hidden = self.runner.block(block, hidden)
         return hidden
@@ -251,7 +273,7 @@ def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
 
 def _given(stream: Stream | None) -> Stream:
     if stream is None:
-        raise RuntimeError("the method does not declare that it reads this stream")
+        raise RuntimeError(_NOT_READ)
     return stream
 
 
@@ -268,11 +290,23 @@ class Streams:
     runner: Runner
     full_precision: Stream | None
     quantized: Stream | None
+    _ahead: dict[str, Stream] = field(default_factory=dict)  # the full-precision stream behind blocks already run
+
+    def full_precision_behind(self, blocks: Sequence[Block]) -> Stream:
+        """The full-precision stream behind ``blocks``, which begin where the streams are."""
+        stream = _given(self.full_precision)
+        for block in blocks:
+            if block.name not in self._ahead:
+                self._ahead[block.name] = self._through([block], stream)
+            stream = self._ahead[block.name]
+        return stream
 
     def advance(self, blocks: Sequence[Block], part: QuantizedWindow) -> None:
         """Push the streams through ``blocks``: as they are, and as ``part`` leaves them."""
         if self.full_precision is not None:
-            self.full_precision = self._through(blocks, self.full_precision)
+            self.full_precision = self.full_precision_behind(blocks)
+            for block in blocks:
+                del self._ahead[block.name]
         if part.outputs is not None:
             self.quantized = part.outputs
         elif self.quantized is not None:
