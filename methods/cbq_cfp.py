@@ -7,11 +7,12 @@ outliers, and the largest one below it is the threshold t.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from harness.method import Report
 
@@ -44,7 +45,9 @@ class Outliers:
         else:
             kept = split(candidates, self.lambda2, self.gap)
             found = Threshold(float(candidates[kept - 1]), len(candidates) - kept, len(values))
-        return found if found.fraction <= self.max_fraction else Threshold(float(values.max()), 0, len(values), True)
+        if found.value <= 0 or found.fraction > self.max_fraction:
+            return Threshold(float(values.max()), 0, len(values), no_gap=bool(found.outliers))
+        return found
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Threshold:
     outliers: int
     size: int
     no_gap: bool = False
-    """the values run on without a gap: what was found to be outliers was too many to be"""
+    """more were found than can be outliers: the values run on without a gap"""
 
     @property
     def fraction(self) -> float:
@@ -68,8 +71,7 @@ class Threshold:
 
 def quantile(values: Float[torch.Tensor, " n"], q: float) -> float:
     """The ⌈q·n⌉-th smallest value: an order statistic, because ``torch.quantile`` refuses more than 2^24 values."""
-    rank = min(max(round(q * len(values) + 0.5), 1), len(values))
-    return float(values.kthvalue(rank).values)
+    return float(values.kthvalue(max(1, math.ceil(q * len(values)))).values)
 
 
 def split(candidates: Float[torch.Tensor, " n"], lambda2: float, gap: Gap) -> int:
@@ -97,6 +99,6 @@ def channel_scales(
 ) -> tuple[Float[torch.Tensor, " channels"], Threshold]:
     """By how much each channel of an input is divided: (max|X_c| / t)^exponent for outlier channels, 1 for the rest."""
     found = outliers.threshold(absmax)
-    beyond: Bool[torch.Tensor, " channels"] = absmax > found.value
-    scales = torch.where(beyond, (absmax.float() / found.value) ** exponent, 1.0)
-    return scales, found
+    if not found.outliers:
+        return torch.ones_like(absmax, dtype=torch.float32), found
+    return (absmax.float() / found.value).clamp(min=1) ** exponent, found

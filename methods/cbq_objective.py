@@ -99,7 +99,7 @@ def squared_error(target: Hidden, outputs: Hidden, mean_square: float, token_nor
     larger than the others: p = 0 sees nothing but them, and at p = 1 they count as one token among all.
     """
     squares = (outputs.float() - target.float()).square().mean(dim=-1)
-    own = target.float().square().mean(dim=-1).clamp(min=1e-4 * mean_square)
+    own = target.float().square().mean(dim=-1).clamp(min=1e-8 * mean_square)
     return (squares / (own / mean_square) ** token_norm).mean() / mean_square
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -47,6 +47,7 @@ def slope(v: Float[torch.Tensor, "*any"]) -> Float[torch.Tensor, "*any"]:
     return torch.addcmul(s, s, s, value=-1).mul_(ZETA - GAMMA)
 
 
+@runtime_checkable
 class Logits(Protocol):
     """V as a function of what is learned."""
 
@@ -117,7 +118,7 @@ class RoundedWeight:
         """The lower of each weight's two integers; s and z; V; v."""
 
     @classmethod
-    def start(cls, weight: Weight, grid: Grid, kind: Kind, rank: int, *, residual: bool = True) -> Self:
+    def start(cls, weight: Weight, grid: Grid, kind: Kind, rank: int, *, residual: bool = True) -> RoundedWeight:
         """``weight`` between its two levels on ``grid``. Not ``residual``: V₀ = 0, as the paper may have it."""
         scales, zeros = expand(grid, weight.shape)
         levels = 2**grid.format.bits - 1
@@ -164,7 +165,7 @@ class RoundedWeight:
         return {**grid, **logits, "v_scale": self.v_scale.detach()}
 
     @classmethod
-    def resumed(cls, state: Mapping[str, torch.Tensor], format: WeightFormat) -> Self:
+    def resumed(cls, state: Mapping[str, torch.Tensor], format: WeightFormat) -> RoundedWeight:
         """What :meth:`state` described, on a copy."""
         logits: Logits
         if "logits.v" in state:
@@ -180,7 +181,7 @@ class RoundedWeight:
     def levels(self, relaxation: Relaxation, v: Weight) -> Float[torch.Tensor, "out groups g"]:
         """Ŵ / s."""
         d: torch.Tensor = rectified_sigmoid(v) if relaxation == "soft" else (v >= 0).float()
-        levels: torch.Tensor = d.add_(self.base).unflatten(1, (self.grid.zeros.shape[1], -1))  # type: ignore[no-untyped-call]
+        levels: torch.Tensor = d.add_(self.base).unflatten(1, (self.grid.zeros.shape[1], -1))
         return levels.sub_(self.grid.zeros[..., None])
 
 

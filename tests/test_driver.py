@@ -1,6 +1,5 @@
 """The walk through a model: windows, streams, resume, and what a method may not do."""
 
-import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,15 +59,6 @@ class Scaled:
         self.seen.append((window.index, seen))
         report = tuple({"layer": name} for name in linears)
         return QuantizedWindow(linears, report=report, outputs=Stream(quantized.chunks) if self.hands_on else None)
-
-
-@pytest.fixture
-def four_blocks(tiny_model: LoadedModel) -> LoadedModel:
-    """The tiny Llama with each of its blocks twice."""
-    layers = tiny_model.module.model.layers
-    tiny_model.module.model.layers = torch.nn.ModuleList([*layers, *copy.deepcopy(layers)])
-    tiny_model.module.config.num_hidden_layers = 4
-    return tiny_model
 
 
 def run(model: LoadedModel, method: Any, folder: Path, setting: Setting = W4A8, seed: int = 0) -> QuantizedModel:
