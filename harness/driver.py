@@ -21,6 +21,7 @@ from harness.quantized import QuantizedModel
 from harness.quantizer import ActivationSpec
 from harness.settings import Setting
 from harness.window import Runner, Streams, Window, open_streams
+from harness.windowfiles import WindowFiles
 
 _STAGE = "quantize"
 
@@ -49,7 +50,7 @@ def quantize_model(
             allow_quantized_attention(model.module)
         streams = _open_streams(model, method, calibration)
         runner = streams.runner if streams else Runner(dict(model.module.named_modules()), {}, model.module.dtype)
-        result = QuantizedModel()
+        files, result, carried = WindowFiles(checkpoints), QuantizedModel(), dict[str, torch.Tensor]()
         for index, (members, leaving) in enumerate(windows(blocks, method.size, method.stride)):
             progress(_STAGE, index * method.stride, len(blocks), members[0].name)
             window = Window(
@@ -60,9 +61,12 @@ def quantize_model(
                 partial(progress, _STAGE, index * method.stride, len(blocks)),
                 streams.streams if streams else {},
                 _plain_attention(members, setting),
+                partial(streams.full_precision_behind, members) if streams else None,
+                tuple(leaving),
+                carried,
             )
-            part = _quantize_window(window, leaving, method, setting, checkpoints)
-            result = result.joined(part)
+            part = files.load(index) or _quantize_window(window, leaving, method, setting, files)
+            result, carried = result.joined(part), dict(part.state)
             if streams and members[-1] is not blocks[-1]:
                 streams.advance(leaving, part)
         progress(_STAGE, len(blocks), len(blocks))
@@ -92,12 +96,8 @@ def _open_streams(
 
 
 def _quantize_window(
-    window: Window, leaving: Sequence[Block], method: Method, setting: Setting, checkpoints: Path
+    window: Window, leaving: Sequence[Block], method: Method, setting: Setting, files: WindowFiles
 ) -> QuantizedWindow:
-    saved = checkpoints / f"{window.index:05d}.safetensors"
-    if saved.is_file():
-        found = QuantizedModel.load(saved)
-        return QuantizedWindow(found.linears, found.norms, found.attention, found.report)
     start = time.monotonic()
     # Each window has a random state of its own, so that a resumed walk draws what an uninterrupted one does.
     torch.manual_seed(window.seed * 1_000_003 + window.index)
@@ -109,7 +109,7 @@ def _quantize_window(
     part = _only(part, window, leaving)
     seconds = time.monotonic() - start
     part = replace(part, report=tuple({"window_seconds": seconds, **row} for row in part.report))
-    QuantizedModel().joined(part).save(saved)
+    files.save(window.index, part)
     return part
 
 
@@ -145,6 +145,7 @@ def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block]) -> Qu
         {name: attention[name] for block in leaving for name in block.attentions if name in attention},
         tuple(row for row in part.report if row["layer"] in finished),
         part.outputs if len(leaving) == len(window.blocks) else {},
+        part.state,
     )
 
 

@@ -50,6 +50,9 @@ class QuantizedWindow:
     """One JSON-able row per layer: what was chosen, what it cost, how well it fits."""
     outputs: Mapping[StreamName, Stream] = field(default_factory=dict)
     """The streams behind the window that the method has come by (:meth:`Window.walk`); each saves a pass."""
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What the method wants to find in the next window as ``window.carried``: what it has learned so far of blocks
+    that stay. Kept with the window's checkpoint, so that a resumed walk goes on with the same numbers."""
 
 
 class Method(Protocol):

@@ -34,7 +34,12 @@ class PreparedInput:
     def _prepare(self, x: Float[torch.Tensor, "*rows in"]) -> Float[torch.Tensor, "*rows in"]:
         if self.transform is not None:
             x = self.transform.apply(x)
-        return x if self.activation is None else simulate_tokens(x, self.activation)
+        return x if self.activation is None else self.quantize(x, self.activation)
+
+    def quantize(
+        self, x: Float[torch.Tensor, "*rows in"], activation: ActivationSpec
+    ) -> Float[torch.Tensor, "*rows in"]:
+        return simulate_tokens(x, activation)
 
 
 class SimulatedLinear(nn.Module):

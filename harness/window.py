@@ -119,6 +119,11 @@ class Window:
     _streams: Mapping[StreamName, Stream] = field(default_factory=dict)
     attention: Mapping[str, AttentionSpec] = field(default_factory=dict)
     """How the setting quantizes keys and values, by attention module; empty where it does not."""
+    _full_precision_outputs: Callable[[], Stream] | None = None
+    leaving: tuple[Block, ...] = ()
+    """The blocks that leave finished: the first of the window, all of the last one."""
+    carried: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The ``state`` that the window before handed on (:class:`harness.method.QuantizedWindow`)."""
 
     @cached_property
     def linears(self) -> dict[str, nn.Linear]:
@@ -134,6 +139,16 @@ class Window:
     def full_precision(self) -> Stream:
         """The calibration text as the untouched model brings it here."""
         return self.stream("full_precision")
+
+    @property
+    def full_precision_outputs(self) -> Stream:
+        """The calibration text as the untouched model brings it to the end of the window.
+
+        Each block of the model runs once for it, however much windows overlap, and the walk goes on with the result.
+        """
+        self.stream("full_precision")  # refuses where the method does not read it
+        assert self._full_precision_outputs is not None
+        return self._full_precision_outputs()
 
     @property
     def quantized(self) -> Stream:
@@ -313,6 +328,16 @@ class Streams:
 
     runner: Runner
     streams: dict[StreamName, Stream]
+    _ahead: dict[str, Stream] = field(default_factory=dict)  # the full-precision stream behind blocks already run
+
+    def full_precision_behind(self, blocks: Sequence[Block]) -> Stream:
+        """The full-precision stream behind ``blocks``, which begin where the streams are."""
+        stream = self.streams["full_precision"]
+        for block in blocks:
+            if block.name not in self._ahead:
+                self._ahead[block.name] = self._through([block], stream)
+            stream = self._ahead[block.name]
+        return stream
 
     def advance(self, blocks: Sequence[Block], part: QuantizedWindow) -> None:
         """Push the full-precision stream through ``blocks`` as they are, the others as ``part`` leaves them."""
@@ -320,10 +345,12 @@ class Streams:
             if name in part.outputs:
                 self.streams[name] = part.outputs[name]
             elif name == "full_precision":
-                self.streams[name] = self._through(blocks, stream)
+                self.streams[name] = self.full_precision_behind(blocks)
             else:
                 with self.runner.installed(part, blocks):
                     self.streams[name] = self._through(blocks, stream)
+        for block in blocks:
+            self._ahead.pop(block.name, None)
 
     def _through(self, blocks: Sequence[Block], stream: Stream) -> Stream:
         chunks = []

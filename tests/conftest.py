@@ -78,6 +78,19 @@ def tiny_model(tiny_folder: Path):
     return load_model(tiny_folder, name="tiny", dtype="float32", device="cpu")
 
 
+@pytest.fixture
+def four_blocks(tiny_model):
+    """The tiny Llama with each of its blocks twice."""
+    import copy
+
+    import torch
+
+    layers = tiny_model.module.model.layers
+    tiny_model.module.model.layers = torch.nn.ModuleList([*layers, *copy.deepcopy(layers)])
+    tiny_model.module.config.num_hidden_layers = 4
+    return tiny_model
+
+
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
     """SmolLM2-135M, from the user's own cache or fetched into it; where it cannot be had, only CI fails."""

@@ -242,3 +242,76 @@ def test_kv_setting_reaches_every_attention(tiny_model: LoadedModel, tmp_path: P
     result = run(tiny_model, create_method("rtn", {}), tmp_path, Setting.parse("W4A8KV4"))
     assert list(result.attention) == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
     assert {spec.kv.bits for spec in result.attention.values()} == {4}
+
+
+@dataclass(frozen=True)
+class Carrying(Scaled):
+    """Blocks that stay go on from what the window before made of them; codes tell how often they were touched."""
+
+    size: int = 2
+
+    def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+        linears, state = {}, {}
+        for name, linear in window.linears.items():
+            state[name] = window.carried.get(name, linear.weight) * (1 + 0.1 * torch.rand(1))
+            linears[name] = round_to_nearest(state[name], setting)
+        self.seen.append((window.index, sorted(window.carried)))
+        stays = window.blocks[1].linears
+        report = tuple({"layer": name} for name in linears)
+        return QuantizedWindow(linears, report=report, state={name: state[name] for name in stays})
+
+
+def test_state_reaches_the_next_window_and_survives_a_resume(four_blocks: LoadedModel, tmp_path: Path) -> None:
+    method = Carrying()
+    whole = run(four_blocks, method, tmp_path / "whole")
+    blocks = four_blocks.architecture.blocks
+    assert method.seen == [(0, []), (1, sorted(blocks[1].linears)), (2, sorted(blocks[2].linears))]
+    assert not (tmp_path / "whole" / "00001.state.safetensors").exists()  # only the last one can be needed
+
+    stopped = tmp_path / "stopped"
+
+    def stop(stage: str, done: int, total: int, detail: str = "") -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize_model(four_blocks, Carrying(), W4A8, CALIBRATION, seed=0, checkpoints=stopped, progress=stop)
+    assert (stopped / "00001.state.safetensors").exists()
+    again = Carrying()
+    assert same(run(four_blocks, again, stopped), whole)
+    assert again.seen == [(2, sorted(blocks[2].linears))]
+
+
+@dataclass(frozen=True)
+class Looking(Scaled):
+    """Compares the full-precision stream behind the window with the model's own."""
+
+    size: int = 2
+
+    def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+        targets = window.full_precision_outputs
+        for given, chunk in zip(targets.chunks, window.full_precision.chunks, strict=True):
+            assert torch.equal(given, window.forward(chunk))
+        linears = {name: round_to_nearest(linear.weight, setting) for name, linear in window.linears.items()}
+        return QuantizedWindow(linears)
+
+
+@dataclass(frozen=True)
+class Reading(Looking):
+    """Only asks for it."""
+
+    def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+        assert len(window.full_precision_outputs.chunks) == 1
+        linears = {name: round_to_nearest(linear.weight, setting) for name, linear in window.linears.items()}
+        return QuantizedWindow(linears)
+
+
+def test_the_full_precision_stream_behind_a_window_is_computed_once(four_blocks: LoadedModel, tmp_path: Path) -> None:
+    run(four_blocks, Looking(), tmp_path / "looking")
+    runs: list[str] = []
+    for block in four_blocks.architecture.blocks:
+        first = four_blocks.module.get_submodule(block.linears[0])
+        first.register_forward_hook(lambda *_, name=block.name: runs.append(name))
+    full_precision = frozenset({"full_precision"})
+    run(four_blocks, Reading(reads=full_precision), tmp_path / "reading")
+    assert runs == [block.name for block in four_blocks.architecture.blocks]

@@ -408,7 +408,7 @@ def block_losses(result: QuantizedModel) -> list[list[float]]:
 
 def test_learned_clipping_helps_where_the_fixed_one_is_far_off(tmp_path: Path) -> None:
     """At 3 bits, keeping all of each range is far from best for a row of 48 normal weights."""
-    options = {"weight_clip": 1.0, **FEW}
+    options = {"weight_clip": 1.0, "weights": "rtn", **FEW}
     setting = Setting.parse("W3A16")
     learned = run(loaded(odd_heads()), DuQuant(lwc=True, lwc_epochs=8, lwc_lr=0.03, **options), tmp_path / "a", setting)
     plain = run(loaded(odd_heads()), DuQuant(**options), tmp_path / "b", setting)
@@ -421,8 +421,9 @@ def test_learned_clipping_helps_where_the_fixed_one_is_far_off(tmp_path: Path) -
 
 
 def test_clipping_that_makes_it_worse_is_not_kept(tmp_path: Path) -> None:
-    wild = run(loaded(odd_heads()), DuQuant(lwc=True, lwc_epochs=2, lwc_lr=50.0, **FEW), tmp_path / "a")
-    plain = run(loaded(odd_heads()), DuQuant(**FEW), tmp_path / "b")
+    options = {"weights": "rtn", **FEW}
+    wild = run(loaded(odd_heads()), DuQuant(lwc=True, lwc_epochs=2, lwc_lr=50.0, **options), tmp_path / "a")
+    plain = run(loaded(odd_heads()), DuQuant(**options), tmp_path / "b")
     assert not any(row["lwc"]["kept"] for row in wild.report)
     for name, part in plain.linears.items():
         assert torch.equal(part.codes, wild.linears[name].codes)

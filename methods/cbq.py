@@ -1,0 +1,196 @@
+"""CBQ: train the rounding of several blocks together, window after overlapping window."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from harness.errors import BadOutput
+from harness.linear import QuantizedLinear
+from harness.method import QuantizedWindow, Report, StreamName, register
+from harness.methods.cbq_cfp import Outliers
+from harness.methods.cbq_objective import Objective, Text
+from harness.methods.cbq_start import Start
+from harness.methods.cbq_student import Student
+from harness.settings import UNQUANTIZED, Setting
+from harness.window import Window
+
+
+@register("cbq")
+@dataclass(frozen=True)
+class CBQ:
+    """Learn rounding, scales and activation clipping of a window of blocks against two targets.
+
+    Ding et al., "CBQ: Cross-Block Quantization for Large Language Models", ICLR 2025. The authors published no
+    training code; where the paper is silent, an option's default is what was measured to be best (docs/cbq.md).
+    """
+
+    size: int = 1
+    """blocks in a window"""
+    stride: int = 1
+    """blocks by which the window moves on: those that leave are hardened"""
+    init: Literal["rtn", "gptq"] = "gptq"
+    """where the integers start: rounding to nearest, or GPTQ's solution of each layer"""
+    damp: float = 0.01
+    """init=gptq: λ, this fraction of the mean diagonal is added to the Hessian's diagonal"""
+    cfp_weights: bool = True
+    """coarse-to-fine pre-processing: cut off the outliers of each weight before its grid is found"""
+    lambda1: float = 1.5
+    """λ1: interquartile ranges above the third quartile where candidates for outliers begin"""
+    lambda2: float = 1.0
+    """λ2: the retained candidates' variance against the gap to the outliers"""
+    rounding: Literal["lora", "full", "none"] = "full"
+    """V = V₀ + A₁A₂ of low rank; V itself; or V₀ kept: only scales and clipping are learned"""
+    rank: int = 5
+    """rounding=lora: r, columns of A₁"""
+    residual: bool = True
+    """V₀ is what rounding down leaves of the weight; false: 0, half-way between two levels"""
+    relaxation: Literal["soft", "straight_through"] = "straight_through"
+    """train with D(V) between 0 and 1, or with D(V) hardened and its slope on the way back"""
+    fp_target: float = 1.0
+    """weight of the error against the full-precision stream's outputs (error propagation)"""
+    homologous_target: float = 0.0
+    """weight of the error against the full-precision window's outputs for the quantized stream's inputs"""
+    l2: float = 1.0
+    """weight of the squared error"""
+    token_norm: float = 0.5
+    """p: a token's squared error is divided by its target's mean square to the power p; 0: no token is scaled"""
+    kl: float = 0.0
+    """weight of KL(target ‖ student) between the softmax over a token's hidden units"""
+    commitment: float = 0.01
+    """γ: relaxation=soft: weight of L_com, of the blocks that leave the window"""
+    beta_start: float = 20.0
+    """β of L_com after warm-up, from where it falls linearly"""
+    beta_end: float = 2.0
+    """β of L_com at the last step"""
+    warmup: float = 0.2
+    """fraction of the steps without L_com"""
+    epochs: int = 2
+    """passes over the calibration text for each window"""
+    batch: int = 1
+    """sequences in a step"""
+    rounding_lr: float = 0.03
+    """learning rate of V, or of A₁ and A₂; all fall to 0 along a cosine"""
+    scale_lr: float = 0.02
+    """learning rate of v, where a scale is 2σ(v) of what it was"""
+    clip_lr: float = 0.02
+    """learning rate of ρ, where σ(ρ) of each token's range is kept"""
+    holdout: int = 2
+    """sequences that are not trained on"""
+    guard: bool = True
+    """a window that is no better than its initialization on the sequences held out keeps the initialization"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of the products of matrices in training; auto: bfloat16 where the machine multiplies it faster"""
+
+    @property
+    def reads(self) -> frozenset[StreamName]:
+        return frozenset({"full_precision", "quantized"})
+
+    def supports(self, setting: Setting) -> str | None:
+        if setting.weight_bits == UNQUANTIZED:
+            return "cbq quantizes weights: choose W2 to W8"
+        if not 1 <= self.stride <= self.size:
+            return "windows leave no block out: stride from 1 to size"
+        return None
+
+    def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+        start = time.monotonic()
+        text = Text.of(window, homologous=bool(self.homologous_target))
+        trained, held = text.part(0, len(text) - self.holdout), text.part(len(text) - self.holdout, len(text))
+        student, rows = self.begin(window, trained, setting)
+        before = student.hardened()
+        facts: Report = {"window": window.index, **self.train(window, student, trained)}
+        after = student.hardened()
+        facts["held_out_before"], facts["held_out"] = (self.error(window, held, part) for part in (before, after))
+        kept = before if self.guard and facts["held_out"] >= facts["held_out_before"] else after
+        facts |= {"kept_initialization": kept is before, "seconds": (time.monotonic() - start) / len(rows)}
+        staying = [name for block in window.blocks if block not in window.leaving for name in block.linears]
+        return QuantizedWindow(
+            kept,
+            report=tuple({**row, **student.described(row["layer"], before[row["layer"]]), **facts} for row in rows),
+            state=student.state(staying) if kept is after else {},
+        )
+
+    def begin(self, window: Window, text: Text, setting: Setting) -> tuple[Student, list[Report]]:
+        """Truncated weights on their grids, between two integers each."""
+        outliers = Outliers(self.lambda1, self.lambda2) if self.cfp_weights else None
+        start = Start(self.rounding, self.rank, self.residual, outliers, self.damp)
+        window.progress(f"{window.blocks[-1].name}: {self.init}")
+        return start.solved(window, text.stream(), setting) if self.init == "gptq" else start.rounded(window, setting)
+
+    def train(self, window: Window, student: Student, text: Text) -> dict[str, float]:
+        """Adam on everything that is learned of the window; the learning rates fall to 0 along a cosine."""
+        rates = (self.rounding_lr, self.scale_lr, self.clip_lr)
+        groups = [{"params": params, "lr": lr} for params, lr in zip(student.parameters(), rates, strict=True)]
+        optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.95), fused=True)
+        leaving = student.of(name for block in window.leaving for name in block.linears)
+        steps = self.epochs * math.ceil(len(text) / self.batch)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 * (1 + math.cos(math.pi * i / steps)))
+        modules, objective = student.modules(self.relaxation), self.objective
+        losses: dict[str, float] = {}
+        for step, indices in enumerate(self.batches(len(text))):
+            example = text.batch(indices)
+            with torch.enable_grad(), self.mixed_precision(example.inputs.device):
+                terms = objective(example, window.forward_through(example.inputs, modules), text.mean_square)
+                loss = terms["loss"]
+                if beta := self.beta(step / steps):
+                    terms["commitment"] = torch.stack([weight.commitment(beta) for weight in leaving]).mean()
+                    loss = loss + self.commitment * terms["commitment"]
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            losses = _smoothed(losses, terms)
+            window.progress(f"{window.blocks[-1].name}: step {step + 1} of {steps}, loss {losses['loss']:.4f}")
+        if not all(math.isfinite(value) for value in losses.values()):
+            raise BadOutput("training diverged", fix="lower rounding_lr and scale_lr")
+        return losses
+
+    def batches(self, sequences: int) -> Iterator[list[int]]:
+        """Every sequence once an epoch, in an order of its own."""
+        for _ in range(self.epochs):
+            yield from (part.tolist() for part in torch.randperm(sequences).split(self.batch))
+
+    def beta(self, done: float) -> float | None:
+        """β of L_com when the fraction ``done`` of the steps is, None where L_com is not used."""
+        if self.relaxation != "soft" or not self.commitment or done < self.warmup:
+            return None
+        return self.beta_start + (self.beta_end - self.beta_start) * (done - self.warmup) / (1 - self.warmup)
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(self.fp_target, self.homologous_target, self.l2, self.kl, self.token_norm)
+
+    def error(self, window: Window, text: Text, linears: Mapping[str, QuantizedLinear]) -> float:
+        """The loss of the window on ``text``, run as it would ship."""
+        part = QuantizedWindow(linears)
+        losses = [
+            float(self.objective(example, window.forward(example.inputs, part), text.mean_square)["loss"])
+            for example in text.sequences
+        ]
+        return sum(losses) / len(losses)
+
+    def mixed_precision(self, device: torch.device) -> torch.autocast:
+        """bfloat16 products where asked for or, with ``auto``, where they are the faster ones."""
+        enabled = self.precision == "bfloat16" or (self.precision == "auto" and multiplies_bfloat16_faster(device))
+        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def multiplies_bfloat16_faster(device: torch.device) -> bool:
+    """Whether there are matrix units for it: AMX tiles, or a GPU's."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+
+
+def _smoothed(losses: Mapping[str, float], terms: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Running means over some ten steps."""
+    return {
+        name: losses.get(name, float(value.detach())) * 0.9 + 0.1 * float(value.detach())
+        for name, value in terms.items()
+    }

@@ -1,0 +1,114 @@
+"""Where the training of a window starts: outliers cut off, a grid for each weight, integers rounded or solved for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from harness.linear import assemble
+from harness.method import Report
+from harness.methods.cbq_cfp import Outliers, truncated
+from harness.methods.cbq_rounding import Kind, RoundedWeight
+from harness.methods.cbq_student import UNCLIPPED, LearnedInput, Student
+from harness.methods.gptq import GPTQ
+from harness.quantizer import ActivationSpec, Grid, WeightFormat, decode, expand, find_grid
+from harness.reconstruction import factorize
+from harness.settings import Setting
+from harness.window import SharedInput, Stream, Window
+
+Weight = Float[torch.Tensor, "out in"]
+INSIDE = 0.45
+"""init=gptq: how far, in levels, a weight starts at most from the level that was chosen for it."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the linears that come into a window begin; the others go on as the window before has left them."""
+
+    kind: Kind
+    rank: int
+    residual: bool
+    outliers: Outliers | None
+    """how weights are truncated, if they are"""
+    damp: float
+
+    def rounded(self, window: Window, setting: Setting) -> tuple[Student, list[Report]]:
+        """At the nearest integers."""
+        weights, rows = dict[str, RoundedWeight](), list[Report]()
+        for name, linear in window.linears.items():
+            weight, row = self.truncate(linear.weight)
+            rows.append({"layer": name, **row})
+            weights[name] = carried(window, name, setting) or self.weight(
+                weight, find_grid(weight, WeightFormat.of(setting))
+            )
+        return _student(window, weights, setting), rows
+
+    def solved(self, window: Window, stream: Stream, setting: Setting) -> tuple[Student, list[Report]]:
+        """At the integers that GPTQ finds for ``stream``, linear after linear."""
+        weights, rows = dict[str, RoundedWeight](), list[Report]()
+        for (stop,) in window.walk(stream):
+            resumed = {name: weight for name in stop.names if (weight := carried(window, name, setting))}
+            originals = {name: window.linears[name].weight.float() for name in stop.names}
+            cut = {name: self.truncate(weight) for name, weight in originals.items()}
+            rows += [{"layer": name, **row} for name, (_, row) in cut.items()]
+            if stop.names and not resumed:
+                resumed = self.solve(stop, originals, {name: weight for name, (weight, _) in cut.items()}, setting)
+            weights |= resumed
+            stop.install({
+                name: assemble(*weight.hardened(), setting, bias=window.linears[name].bias)
+                for name, weight in resumed.items()
+            })  # fmt: skip
+        return _student(window, weights, setting), rows
+
+    def solve(
+        self, stop: SharedInput, originals: Mapping[str, Weight], cut: Mapping[str, Weight], setting: Setting
+    ) -> dict[str, RoundedWeight]:
+        """GPTQ, with grids of the truncated weights. A weight starts between GPTQ's level and the one on its own side,
+        close to the other where the two are far apart."""
+        hessian = stop.hessian(ActivationSpec.of(setting))
+        problem = factorize(hessian, self.damp, where=stop.names[0], allow_rtn_fallback=False)
+        solution = GPTQ().solve(
+            torch.cat(list(cut.values())), torch.cat(list(originals.values())), problem, WeightFormat.of(setting)
+        )
+        weights = {}
+        parts = solution.split([len(weight) for weight in originals.values()])
+        for (name, original), part in zip(originals.items(), parts, strict=True):
+            chosen = decode(part.codes, part.grid)
+            reach = INSIDE * expand(part.grid, original.shape)[0]
+            weights[name] = self.weight(chosen + torch.clamp(original - chosen, -reach, reach), part.grid)
+        return weights
+
+    def truncate(self, weight: Weight) -> tuple[Weight, Report]:
+        """CFP of a weight, and what it found."""
+        if self.outliers is None:
+            return weight.float(), {}
+        threshold = self.outliers.threshold(weight.abs().flatten())
+        return truncated(weight.float(), threshold.value), threshold.report()
+
+    def weight(self, weight: Weight, grid: Grid) -> RoundedWeight:
+        return RoundedWeight.start(weight, grid, self.kind, self.rank, residual=self.residual)
+
+
+def carried(window: Window, name: str, setting: Setting) -> RoundedWeight | None:
+    """What the window before has learned of the linear ``name``."""
+    prefix = f"{name}|"
+    state = {key.removeprefix(prefix): value for key, value in window.carried.items() if key.startswith(prefix)}
+    return RoundedWeight.resumed(state, WeightFormat.of(setting)) if "base" in state else None
+
+
+def _student(window: Window, weights: Mapping[str, RoundedWeight], setting: Setting) -> Student:
+    inputs = []
+    for names in window.shared_inputs:
+        rho = window.carried.get(f"{names[0]}|rho", torch.tensor(UNCLIPPED))
+        rho = nn.Parameter(rho.clone().to(window.linears[names[0]].weight.device))
+        inputs.append(LearnedInput(names, ActivationSpec.of(setting), None, rho))
+    biases = {name: linear.bias for name, linear in window.linears.items()}
+    return Student(weights, tuple(inputs), biases, setting)
+
+
+def _format(setting: Setting) -> WeightFormat:
+    return WeightFormat.of(setting)

@@ -1,0 +1,209 @@
+"""CBQ on a small model: what it trains, what it hands on, and that it is worth it."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.driver import quantize_model
+from harness.errors import BadOutput
+from harness.method import QuantizedWindow
+from harness.methods.cbq import CBQ
+from harness.methods.cbq_objective import Text
+from harness.models import LoadedModel
+from harness.progress import silent
+from harness.quantized import QuantizedModel
+from harness.quantizer import encode, find_grid
+from harness.registry import create_method
+from harness.settings import Setting
+from harness.window import Window
+
+CALIBRATION = torch.randint(2, 512, (10, 32), generator=torch.Generator().manual_seed(0))
+W2A16 = Setting.parse("W2A16g16")
+
+
+def run(model: LoadedModel, method: Any, folder: Path, setting: str = "W2A16g16", progress: Any = silent) -> Any:
+    parsed = Setting.parse(setting)
+    return quantize_model(model, method, parsed, CALIBRATION, seed=0, checkpoints=folder, progress=progress)
+
+
+def same(one: QuantizedModel, other: QuantizedModel) -> bool:
+    return one.linears.keys() == other.linears.keys() and all(
+        torch.equal(getattr(one.linears[n], part), getattr(other.linears[n], part))
+        for n in one.linears
+        for part in ("codes", "scales", "zeros")
+    )
+
+
+@pytest.mark.parametrize(
+    "setting", ["W4A16g16", "W4A16", "W3A16", "W2A16g16", "W2A16", "W4A8", "W4A4", "W4A4g16", "W4A8KV4", "W4A16g16sym"]
+)
+def test_every_setting_gives_a_model_that_runs(tiny_model: LoadedModel, tmp_path: Path, setting: str) -> None:
+    result = run(tiny_model, CBQ(epochs=1), tmp_path, setting)
+    assert tuple(result.linears) == tiny_model.architecture.linears
+    rows = {row["layer"]: row for row in result.report}
+    assert rows.keys() == result.linears.keys()
+    assert all(math.isfinite(row["held_out"]) and row["flipped"] < 0.5 for row in rows.values())
+    assert all(("clip" in row) == ("A16" not in setting) for row in rows.values())
+
+
+@pytest.mark.parametrize("options", [{}, {"size": 2}, {"init": "rtn"}, {"rounding": "lora"}, {"rounding": "none"}])
+def test_windows_answer_better_on_unseen_text(tiny_model: LoadedModel, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Each window, hardened and unguarded, against where it started."""
+    report = run(tiny_model, CBQ(epochs=2, guard=False, **options), tmp_path).report
+    assert all(row["held_out"] < row["held_out_before"] for row in report)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 2, "rounding": "full"},
+        {"size": 2, "rounding": "lora", "relaxation": "soft", "homologous_target": 1.0, "kl": 0.1},
+        {"size": 2, "rounding": "none", "init": "rtn"},
+    ],
+)
+def test_resumed_between_windows_bit_equal(four_blocks: LoadedModel, tmp_path: Path, options: dict[str, Any]) -> None:
+    method = CBQ(epochs=1, **options)
+    whole = run(four_blocks, method, tmp_path / "whole", "W4A8")
+
+    def stop(stage: str, done: int, total: int, detail: str = "") -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(four_blocks, method, tmp_path / "stopped", "W4A8", progress=stop)
+    torch.randn(17)
+    assert same(run(four_blocks, method, tmp_path / "stopped", "W4A8"), whole)
+
+
+def test_same_seed_same_integers(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    method = CBQ(epochs=1)
+    assert same(run(tiny_model, method, tmp_path / "a"), run(tiny_model, method, tmp_path / "b"))
+
+
+@dataclass(frozen=True)
+class Watched(CBQ):
+    """Keeps what each window saw and gave."""
+
+    seen: list[Any] = field(default_factory=list)
+
+    def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+        part = super().quantize(window, setting)
+        self.seen.append((window, part))
+        return part
+
+
+def test_the_quantized_stream_is_that_of_what_ships(four_blocks: LoadedModel, tmp_path: Path) -> None:
+    """A soft block ahead of a window would give it inputs that never occur."""
+    method = Watched(size=2, epochs=1)
+    result = run(four_blocks, method, tmp_path)
+    for window, _ in method.seen[1:]:
+        before = four_blocks.architecture.blocks[: window.index]
+        (x,) = method.seen[0][0].quantized.chunks
+        with window.runner.installed(QuantizedWindow(result.linears), before):
+            for block in before:
+                x = window.runner.block(block, x)
+        torch.testing.assert_close(window.quantized.chunks[0], x, rtol=0, atol=0)
+
+
+def test_shared_blocks_go_on_where_they_were(four_blocks: LoadedModel, tmp_path: Path) -> None:
+    method = Watched(size=2, epochs=1, rounding_lr=0.0, scale_lr=0.05, guard=False)
+    run(four_blocks, method, tmp_path)
+    shared = four_blocks.architecture.blocks[1].linears[0]
+    first, second = (method.seen[i][1].linears[shared] for i in (0, 1))
+    carried = method.seen[1][0].carried
+    assert torch.equal(carried[f"{shared}|base"] + (carried[f"{shared}|logits.v"] >= 0), first.codes)
+    assert torch.equal(first.codes, second.codes)  # nothing rounds them anew
+    assert not torch.equal(first.scales, second.scales)  # and training goes on
+    assert not any(key.startswith("model.layers.0.") for key in carried)
+
+
+def test_commitment_acts_on_leaving_blocks_alone(four_blocks: LoadedModel, tmp_path: Path) -> None:
+    """Where D has reached 0 or 1 its gradient is gone: a block that is to be trained again is not hardened."""
+    options = {"size": 2, "relaxation": "soft", "init": "rtn", "guard": False, "commitment": 1e4, "epochs": 10}
+    method = Watched(rounding_lr=0.3, **options)
+    run(four_blocks, method, tmp_path)
+    undecided = {}
+    for window, part in method.seen:
+        for row in part.report:
+            undecided[row["layer"], window.index] = row["undecided"]
+    shared = four_blocks.architecture.blocks[1].linears
+    assert min(undecided[name, 0] for name in shared) > 0.5
+    assert max(undecided[name, 1] for name in shared) < 0.02
+
+
+def test_a_guarded_window_keeps_its_initialization(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    spoilt = {"init": "rtn", "epochs": 2, "rounding_lr": 3.0, "scale_lr": 0.5, "cfp_weights": False}
+    guarded = run(tiny_model, CBQ(**spoilt), tmp_path / "guarded")
+    rounded = run(tiny_model, create_method("rtn", {}), tmp_path / "rtn")
+    kept = {row["layer"]: row["kept_initialization"] for row in guarded.report}
+    assert any(kept.values())
+    for row in guarded.report:
+        assert row["kept_initialization"] == (row["held_out"] >= row["held_out_before"])
+        same_codes = torch.equal(guarded.linears[row["layer"]].codes, rounded.linears[row["layer"]].codes)
+        assert same_codes == kept[row["layer"]]
+    free = run(tiny_model, CBQ(**spoilt, guard=False), tmp_path / "free")
+    assert not any(row["kept_initialization"] for row in free.report) and not same(free, guarded)
+
+
+def test_without_training_it_is_the_initialization(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    nothing = {"epochs": 1, "rounding_lr": 0.0, "scale_lr": 0.0, "cfp_weights": False, "holdout": 2, "guard": False}
+    rounded = run(tiny_model, CBQ(init="rtn", **nothing), tmp_path / "r")
+    assert same(rounded, run(tiny_model, create_method("rtn", {}), tmp_path / "rtn"))
+    solved = run(tiny_model, CBQ(init="gptq", **nothing), tmp_path / "s")
+    method = create_method("gptq", {})
+    trained = quantize_model(
+        tiny_model, method, W2A16, CALIBRATION[:-2], seed=0, checkpoints=tmp_path / "gptq", progress=silent
+    )
+    differing = [(solved.linears[n].codes != trained.linears[n].codes).float().mean() for n in solved.linears]
+    assert max(differing) < 0.01  # other chunks of the same text: sums in another order
+
+
+def test_nothing_but_what_is_learned_is_touched(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    before = {name: p.clone() for name, p in tiny_model.module.named_parameters()}
+    method = Watched(epochs=1)
+    run(tiny_model, method, tmp_path)
+    for name, parameter in tiny_model.module.named_parameters():
+        assert parameter.grad is None and torch.equal(parameter, before[name])
+    inputs = method.seen[0][0].quantized.chunks[0]
+    assert torch.equal(inputs, tiny_model.module.model.embed_tokens(CALIBRATION))
+
+
+def test_targets_are_the_models_own(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    """With every weight exact both targets are met exactly: what is run is what is compared with."""
+
+    @dataclass(frozen=True)
+    class Exact(CBQ):
+        def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+            text = Text.of(window, homologous=True)
+            for i, example in enumerate(text.sequences):
+                assert torch.equal(example.inputs, window.quantized.chunks[0][i : i + 1])
+                if window.index == 0:
+                    assert torch.equal(example.homologous, example.fp)
+                    torch.testing.assert_close(window.forward(example.inputs), example.fp, rtol=1e-5, atol=1e-5)
+                else:
+                    assert not torch.equal(example.homologous, example.fp)
+            return super().quantize(window, setting)
+
+    run(tiny_model, Exact(epochs=1), tmp_path)
+
+
+def test_divergence_is_named(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(BadOutput, match="diverged"):
+        run(tiny_model, CBQ(scale_lr=math.nan, epochs=2), tmp_path)
+
+
+def test_truncated_weights_get_their_own_grid(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj"
+    weight = tiny_model.module.get_submodule(name).weight
+    weight.data[5, 7] = 40.0
+    options = {"init": "rtn", "epochs": 1, "rounding_lr": 0.0, "scale_lr": 0.0, "guard": False}
+    result = run(tiny_model, CBQ(**options), tmp_path, "W4A16")
+    row = next(row for row in result.report if row["layer"] == name)
+    assert row["outliers"] == 1 and row["threshold"] < 1.5
+    expected = find_grid(weight.clamp(-row["threshold"], row["threshold"]), result.linears[name].grid.format)
+    assert torch.equal(result.linears[name].scales, expected.scales)
+    assert torch.equal(result.linears[name].codes, encode(weight, expected))

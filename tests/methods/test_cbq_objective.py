@@ -1,0 +1,73 @@
+"""The losses of CBQ: identities, and tokens that would drown the rest."""
+
+import pytest
+import torch
+
+from harness.methods.cbq_objective import Example, Objective, divergence, squared_error
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+H1, H2 = random(2, 8, 32), random(2, 8, 32, seed=1)
+
+
+def test_nothing_is_lost_on_equal_outputs() -> None:
+    for p in (0.0, 0.5, 1.0):
+        assert squared_error(H1, H1, 1.0, p) == 0
+    assert abs(float(divergence(H1, H1))) < 1e-6
+
+
+def test_divergence_is_positive_directed_and_blind_to_constants() -> None:
+    assert divergence(H1, H2) > 0
+    assert abs(float(divergence(H1, H2) - divergence(H2, H1))) > 1e-3
+    shift = random(2, 8, 1, seed=2)
+    torch.testing.assert_close(divergence(H1 + shift, H2), divergence(H1, H2), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(divergence(H1, H2 + shift), divergence(H1, H2), rtol=1e-4, atol=1e-6)
+    plain = torch.nn.functional.kl_div(H2.log_softmax(-1), H1.log_softmax(-1), log_target=True, reduction="sum") / 16
+    torch.testing.assert_close(divergence(H1, H2), plain)
+
+
+def test_massive_activations_do_not_overflow() -> None:
+    for p in (0.0, 0.5, 1.0):
+        assert torch.isfinite(squared_error(H1 * 1e3, H2 * 1e3, 1e6, p))
+    assert torch.isfinite(divergence(H1 * 1e3, H2 * 1e3))
+    assert torch.isfinite(divergence((H1 * 1e3).bfloat16(), (H2 * 1e3).bfloat16()))
+
+
+def test_a_massive_token_counts_as_asked() -> None:
+    target = H1.clone()
+    target[:, 0] *= 1000
+    mean_square = float(target.square().mean())
+    others, all_tokens = torch.ones_like(target), torch.ones_like(target)
+    others[:, 0] = 0
+
+    def share_of_the_massive_token(p: float) -> float:
+        rest = squared_error(target, target * (1 + 0.1 * others), mean_square, p)
+        return 1 - float(rest / squared_error(target, target * (1 + 0.1 * all_tokens), mean_square, p))
+
+    assert share_of_the_massive_token(0.0) > 0.999  # the plain mean sees nothing else
+    assert 0.9 < share_of_the_massive_token(0.5) < 0.999
+    assert share_of_the_massive_token(1.0) == pytest.approx(1 / 8, abs=1e-3)
+
+
+def test_plain_mean_and_relative_error_are_the_two_ends() -> None:
+    mean_square = float(H1.square().mean())
+    torch.testing.assert_close(
+        squared_error(H1, H2, mean_square, 0.0), torch.nn.functional.mse_loss(H2, H1) / mean_square
+    )
+    relative = ((H1 - H2).square().mean(-1) / H1.square().mean(-1)).mean()
+    torch.testing.assert_close(squared_error(H1, H2, mean_square, 1.0), relative)
+
+
+def test_targets_are_weighted() -> None:
+    example = Example(H1, H1, H2)
+    both = Objective(fp=1.0, homologous=0.5, l2=2.0, kl=0.25, token_norm=0.0)(example, random(2, 8, 32, seed=3), 1.0)
+    expected = sum(
+        weight * (2.0 * both[f"l2_{name}"] + 0.25 * both[f"kl_{name}"])
+        for name, weight in (("fp", 1.0), ("homologous", 0.5))
+    )
+    torch.testing.assert_close(both["loss"], expected)
+    only = Objective(fp=1.0, homologous=0.0, l2=1.0, kl=0.0, token_norm=0.0)(example, H2, 1.0)
+    assert set(only) == {"loss", "l2_fp"}
