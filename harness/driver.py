@@ -59,7 +59,7 @@ def quantize_model(
                 runner,
                 seed,
                 partial(progress, _STAGE, index * method.stride, len(blocks)),
-                streams.streams if streams else {},
+                dict(streams.streams) if streams else {},
                 _plain_attention(members, setting),
                 partial(streams.full_precision_behind, members) if streams else None,
                 tuple(leaving),

@@ -27,7 +27,7 @@ class CBQ:
     """Learn rounding, scales and activation clipping of a window of blocks against two targets.
 
     Ding et al., "CBQ: Cross-Block Quantization for Large Language Models", ICLR 2025. The authors published no
-    training code; where the paper is silent, an option's default is what was measured to be best (docs/cbq.md).
+    training code: where the paper is silent, there is an option. Not here yet: scaling of activations before training.
     """
 
     size: int = 1
