@@ -15,7 +15,7 @@ from harness.folding import Smoothed, find_folds, smooth
 from harness.linear import QuantizedLinear, assemble
 from harness.method import QuantizedWindow, Report, StreamName, register
 from harness.methods.duquant_lwc import LearnedClipping
-from harness.methods.duquant_search import greedy_rotation, random_rotation
+from harness.methods.duquant_search import greedy_rotation, one_blas_thread, random_rotation
 from harness.methods.gptq import GPTQ
 from harness.quantizer import ActivationSpec, Grid, WeightFormat, decode, encode, find_grid
 from harness.reconstruction import factorize
@@ -173,7 +173,8 @@ class DuQuant:
         start = time.monotonic()
         names = stops[0].names
         online = smoothed.online.get(names)
-        steps, found = self.find_steps(self.search_input(stops[0], online), generator)
+        with one_blas_thread():
+            steps, found = self.find_steps(self.search_input(stops[0], online), generator)
         search_seconds = time.monotonic() - start
         transform = InputTransform(online, steps)
         activation = ActivationSpec.of(setting, self.activation_clip)

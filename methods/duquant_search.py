@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 CENTRES = 64  # of a cloud of rows, chosen twice
 Rows = NDArray[np.float32]
@@ -39,6 +42,20 @@ def random_rotation(size: int, generator: torch.Generator) -> Rotation:
     q, _ = np.linalg.qr(torch.randn(size - 1, size - 1, generator=generator).double().numpy())
     base = base_rotation(size)
     return np.concatenate([base[:, :1], base[:, 1:] @ q], axis=1)
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Within, numpy computes on one thread: a search is thousands of small products.
+
+    More threads would wait for each other, and for torch's, which keep a processor busy for a while after their work.
+    """
+    limit: AbstractContextManager[Any] = _thread_pools().limit(limits=1, user_api="blas")
+    return limit
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 @dataclass(frozen=True)
