@@ -80,19 +80,27 @@ def test_search(benchmark, model: LoadedModel, calibration: torch.Tensor) -> Non
     assert seconds["textbook"] / seconds["ours"] >= 10
 
 
-def test_whole_model_and_online_transforms(
-    benchmark, model: LoadedModel, calibration: torch.Tensor, tmp_path: Path
-) -> None:
-    """Quantizing all of the real model, statistics included; and the share of a forward pass that transforms take."""
-    folders = (tmp_path / str(i) for i in range(2))
-    setting = Setting.parse("W4A4")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("weights", ["rtn", "gptq"])
+def test_whole_model(benchmark, model: LoadedModel, calibration: torch.Tensor, tmp_path: Path, weights: str) -> None:
+    """Quantizing all of the real model, statistics included; ``rtn`` is the paper's, ``gptq`` the default."""
 
     def quantize() -> QuantizedModel:
-        folder = next(folders)
-        return quantize_model(model, DuQuant(), setting, calibration, seed=0, checkpoints=folder, progress=silent)
+        return quantize_model(
+            model, DuQuant(weights=weights), Setting.parse("W4A4"), calibration, seed=0, checkpoints=tmp_path,
+            progress=silent,
+        )  # fmt: skip
 
     result = benchmark.pedantic(quantize, rounds=1)
     benchmark.extra_info["seconds of the searches"] = sum(row["search_seconds"] for row in result.report)
+
+
+def test_online_transforms(benchmark, model: LoadedModel, calibration: torch.Tensor, tmp_path: Path) -> None:
+    """The share of a forward pass that the transforms take. Hadamard matrices cost what found rotations cost."""
+    result = quantize_model(
+        model, DuQuant(rotation="hadamard", weights="rtn"), Setting.parse("W4A4"), calibration[:1], seed=0,
+        checkpoints=tmp_path, progress=silent,
+    )  # fmt: skip
     linears = {name: replace(part, transform=None) for name, part in result.linears.items()}
     plain = QuantizedModel(linears, result.norms)
     seconds: dict[str, list[float]] = {"with": [], "without": []}
@@ -105,6 +113,11 @@ def test_whole_model_and_online_transforms(
                 start = time.perf_counter()
                 fresh.module(input_ids=calibration[:4])
                 seconds[kind].append(time.perf_counter() - start)
+        benchmark.pedantic(fresh.module, kwargs={"input_ids": calibration[:4]}, rounds=1)
     share = 1 - min(seconds["without"]) / min(seconds["with"])
     benchmark.extra_info["share of the forward pass in transforms"] = share
+    shared = {id(part.transform): part for part in result.linears.values()}.values()
+    adds = sum(part.transform.multiply_adds(part.codes.shape[1]) for part in shared if part.transform)
+    weights = sum(part.codes.numel() for part in result.linears.values())
+    benchmark.extra_info["multiply-adds of transforms per weight"] = adds / weights
     assert 0 < share < 0.5
