@@ -278,6 +278,7 @@ class _Walker:
         for forward in self.forwards:
             if forward:
                 forward.throw()
+        self.forwards.clear()  # they hold their walker: a cycle that would keep hidden states until it is collected
 
 
 class _Forward(greenlet):  # type: ignore[misc]
