@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
 from protocol import SEQUENCES_AT_ONCE, Job, linears_of_blocks, stopwatch
 
 VARIANTS = {
@@ -21,8 +22,16 @@ VARIANTS = {
 
 
 def dequantized(module: torch.nn.Module) -> torch.Tensor | None:
-    """[out, in] of a packed layer."""
-    return module.dequantize_weight().T.float() if hasattr(module, "dequantize_weight") else None
+    """[out, in] of a packed layer.
+
+    Right after packing its zero points are stored less one, which the library undoes only when it loads a checkpoint.
+    """
+    if not hasattr(module, "dequantize_weight"):
+        return None
+    if module.qzero_format() == 1:
+        convert_gptq_v1_to_v2_format_module(module, bits=module.bits, pack_dtype=module.pack_dtype)
+        module.qzero_format(format=2)
+    return module.dequantize_weight().T.float()
 
 
 if __name__ == "__main__":
