@@ -11,21 +11,20 @@ from harness.window import SharedInput, Stream, Window
 Step = Callable[[SharedInput, list[SharedInput]], tuple[dict[str, QuantizedLinear], list[Report]]]
 
 
-def quantize_in_order(
-    window: Window, step: Step, *streams: Stream, true_sequential: bool, propagated: bool
-) -> QuantizedWindow:
-    """Walk ``streams`` side by side and let ``step`` quantize the linears of each shared input.
+def quantize_in_order(window: Window, step: Step, *names: StreamName, true_sequential: bool) -> QuantizedWindow:
+    """Walk the streams ``names`` side by side and let ``step`` quantize the linears of each shared input.
 
     ``step`` is given the stop in the first stream and those in the others. With ``true_sequential`` its result runs in
-    the first stream from then on; and if that stream is the quantized one (``propagated``), its end is handed on.
+    the first stream from then on. Streams that end as they should behind the quantized window are handed on.
     """
     linears: dict[str, QuantizedLinear] = {}
     report: list[Report] = []
     outputs: dict[StreamName, Stream] = {}
-    for stop, *others in window.walk(*streams):
+    for stop, *others in window.walk(*(window.stream(name) for name in names)):
         if not stop.names:
-            if true_sequential and propagated:
-                outputs["quantized"] = Stream(stop.chunks)
+            right = ("quantized" if true_sequential else "full_precision", *names[1:])
+            ends = zip(names, right, (stop, *others), strict=True)
+            outputs = {name: Stream(end.chunks) for name, due, end in ends if name == due}
             break
         window.progress(stop.names[0])
         quantized, rows = step(stop, others)

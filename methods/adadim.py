@@ -87,9 +87,8 @@ class AdaDim:
             return quantize_in_order(
                 window,
                 lambda stop, _: self.quantize_shared(window, stop, modules, setting),
-                window.quantized if self.propagate_error else window.full_precision,
+                "quantized" if self.propagate_error else "full_precision",
                 true_sequential=self.true_sequential,
-                propagated=self.propagate_error,
             )
 
     def quantize_shared(

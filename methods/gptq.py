@@ -86,15 +86,14 @@ class GPTQ:
         return None
 
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
-        streams = [window.quantized if self.propagate_error else window.full_precision]
-        if self.asymmetric:
-            streams.append(window.full_precision)
+        calibration: StreamName = "quantized" if self.propagate_error else "full_precision"
+        reference: tuple[StreamName, ...] = ("full_precision",) if self.asymmetric else ()
         return quantize_in_order(
             window,
-            lambda stop, reference: self.quantize_shared(window, stop, reference, setting),
-            *streams,
+            lambda stop, others: self.quantize_shared(window, stop, others, setting),
+            calibration,
+            *reference,
             true_sequential=self.true_sequential,
-            propagated=self.propagate_error,
         )
 
     def quantize_shared(
