@@ -25,21 +25,27 @@ from harness.progress import Progress
 from harness.tasks.catalogue import TaskSpec
 from harness.tasks.lm_eval_loading import load_tasks
 from harness.tasks.measurement import Array, Measurement, TaskResult
+from harness.tasks.prefix_tree import Request
+from harness.tasks.scoring import Scorer
 
-BATCH_SIZE = 8
+BATCH_SIZE = 8  # of generation
 _PROBE = torch.arange(32)[None]  # any tokens: broken weights spoil them all
 BOOTSTRAP_ITERATIONS = 1000  # for metrics whose standard error has no closed form; lm-eval's default takes minutes
 
 Samples = Sequence[dict[str, Any]]
 
 
-class WatchedLM(HFLM):  # type: ignore[misc]
-    """lm-eval's own model class around a model in memory; tells how far it is and refuses what is not finite."""
+class SharingLM(HFLM):  # type: ignore[misc]
+    """A model in memory under lm-eval's tokenization, chat templates and generation; the scoring is our own.
+
+    Tells how far it is and refuses what is not finite.
+    """
 
     def __init__(self, model: LoadedModel, watch: Callable[[int, int], None]) -> None:
         super().__init__(
             pretrained=model.module, tokenizer=model.tokenizer, batch_size=BATCH_SIZE, softmax_dtype="float32"
         )
+        self.scorer = Scorer.of(model.module)
         self._watch = watch
         self._done = self._total = 0
 
@@ -51,9 +57,7 @@ class WatchedLM(HFLM):  # type: ignore[misc]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         self._begin(requests)
-        self.batch_size_per_gpu = 1  # a window is as long as the model's context: its logits fill the memory alone
         answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
-        self.batch_size_per_gpu = BATCH_SIZE
         _refuse_not_finite(self.model, answers, requests)
         return answers
 
@@ -74,13 +78,11 @@ class WatchedLM(HFLM):  # type: ignore[misc]
         self._done = min(self._done + by, self._total)
         self._watch(self._done, self._total)
 
-    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
-        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
-
-    def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        logits: torch.Tensor = super()._model_call(inps, *args, **kwargs)
-        self._advance(len(inps))
-        return logits
+    def _loglikelihood_tokens(
+        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        wanted = [Request.of(context, continuation, self.max_length) for _, context, continuation in requests]
+        return self.scorer.score(wanted, self._advance)
 
     def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         tokens: torch.Tensor = super()._model_generate(context, *args, **kwargs)
@@ -97,7 +99,7 @@ def run_lm_eval(
     :func:`load_tasks` raises, BadOutput for a log-likelihood that is not finite.
     """
     loaded = load_tasks(spec, data_root)
-    lm = WatchedLM(model, lambda done, of: progress(spec.name, done, of))
+    lm = SharingLM(model, lambda done, of: progress(spec.name, done, of))
     limit = spec.options["limit"]
     torch.manual_seed(seed)
     started = time.monotonic()
@@ -216,7 +218,7 @@ def _values(samples: Samples, metric: str) -> dict[str, Array]:
     return {"value": table[:, 0] if table.shape[1] == 1 else table}
 
 
-def _manifest(results: dict[str, Any], loaded: dict[str, Any], lm: WatchedLM, limit: Any) -> dict[str, Any]:
+def _manifest(results: dict[str, Any], loaded: dict[str, Any], lm: SharingLM, limit: Any) -> dict[str, Any]:
     encode = lm.tokenizer.encode
     return {
         "lm_eval": importlib.metadata.version("lm_eval"),
@@ -240,7 +242,10 @@ def _manifest(results: dict[str, Any], loaded: dict[str, Any], lm: WatchedLM, li
         "prefix_token_id": lm.prefix_token_id,
         "chat_template": False,
         "max_length": lm.max_length,
-        "batch_size": BATCH_SIZE,
+        "tokens_at_once": lm.scorer.budget,
+        "head": "computed where it is read" if lm.scorer.sliced else "within the full forward pass",
+        "shared_beginnings": "computed once" if lm.scorer.shares else "computed for every request",
+        "generation_batch_size": BATCH_SIZE,
         "softmax_dtype": "float32",
         "stderr": f"lm-eval's own; {BOOTSTRAP_ITERATIONS} bootstrap draws where it has no closed form",
     }

@@ -88,9 +88,10 @@ def measure_windows(
         against = Reference(model.module if reference is None else reference().module, _most(divergence))
     started = time.monotonic()
     scores = score_windows(model.module, windows.ids, against, lambda done, of: progress(corpus, done, of))
+    hashes = _hashes(windows.ids)
     seconds = (time.monotonic() - started) / len(specs)
     manifest = windows.manifest | {"head": scores.head, "vocabulary": model.module.config.get_text_config().vocab_size}
-    return [_result(spec, scores, manifest, seconds) for spec in specs]
+    return [_result(spec, scores, hashes, manifest, seconds) for spec in specs]
 
 
 def _most(specs: Sequence[TaskSpec]) -> int | None:
@@ -215,10 +216,22 @@ def _window_sums(
     return nll, kl, agreeing
 
 
-def _result(spec: TaskSpec, scores: WindowScores, manifest: dict[str, Any], seconds: float) -> TaskResult:
+def _hashes(ids: Int[torch.Tensor, "windows length"]) -> npt.NDArray[np.uint8]:
+    """SHA-256 of each window's token ids, [windows, 32]: what two models must share to be compared window by window."""
+    rows = ids.numpy().astype("<i8")
+    return np.array([list(hashlib.sha256(row.tobytes()).digest()) for row in rows], dtype=np.uint8)
+
+
+def _result(
+    spec: TaskSpec, scores: WindowScores, hashes: npt.NDArray[np.uint8], manifest: dict[str, Any], seconds: float
+) -> TaskResult:
     count = spec.count("windows") or len(scores.nll)
     predicted = manifest["length"] - 1
-    shared = {"window": np.arange(count), "tokens": np.full(count, predicted)}
+    shared: dict[str, npt.NDArray[Any]] = {
+        "window": np.arange(count),
+        "window_hash": hashes[:count],
+        "tokens": np.full(count, predicted),
+    }
     manifest = manifest | {"windows": count}
     if scores.divergence is not None and spec.kind == "kl":
         manifest["divergence"] = "KL(full precision || this model) of the next-token distributions, nats per token"

@@ -188,5 +188,7 @@ def test_progress_counts_requests(tiny_model):
 
 def test_the_manifest_says_how_it_was_measured(tiny_model):
     manifest = run(tiny_model, "pydoc_cloze:limit=2").manifest
-    assert {"lm_eval", "add_bos_token", "special_tokens_added", "max_length", "batch_size", "stderr"} <= set(manifest)
+    assert {"lm_eval", "add_bos_token", "special_tokens_added", "max_length", "tokens_at_once", "stderr"} <= set(
+        manifest
+    )
     json.dumps(manifest, allow_nan=False)
