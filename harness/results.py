@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
+
+import orjson
 
 from harness.cells import Cell
 from harness.errors import HarnessError
@@ -58,8 +61,8 @@ def load(run: Path) -> list[CellResult]:
         if attempt.cell in found:  # rows of a method's earlier version stay in the store and out of the tables
             found[attempt.cell].attempts.append(attempt)
     for row in contents.measured:
-        if row.cell in found:
-            found[row.cell].tasks[row.task].append(row)
+        if (result := found.get(row.cell)) is not None:
+            result.tasks[row.task].append(row)
     return list(found.values())
 
 
@@ -79,8 +82,7 @@ def measurement_rows(results: Iterable[CellResult]) -> Iterator[Row]:
                     "status": "ok", "reason": None, "higher_is_better": bool(row.higher_is_better),
                     "seconds": row.seconds, "created": row.created,
                 }  # fmt: skip
-            failure = result.failure()
-            if task not in result.tasks and failure is not None:
+            if task not in result.tasks and (failure := result.failure()) is not None:
                 yield {
                     **head, "task": task, "metric": None, "value": None, "stderr": None, "n": None,
                     "status": failure.status, "reason": failure.reason, "higher_is_better": None,
@@ -106,18 +108,25 @@ def cell_rows(results: Iterable[CellResult], run: Path) -> Iterator[Row]:
 
 
 def write_json(rows: Iterable[Row], stream: TextIO) -> None:
-    """An array with one object a line."""
-    text = json.dumps(list(rows), ensure_ascii=False, allow_nan=False)
-    # Inside a JSON string the quotes would be escaped, so this is where one row ends and the next begins.
-    stream.write("[\n" + text[1:-1].replace('}, {"cell": ', '},\n{"cell": ') + "\n]\n")
+    """An array with one object a line. The numbers are finite: the store holds no others."""
+    rows, between = iter(rows), "[\n"
+    while batch := list(islice(rows, 1000)):
+        text = orjson.dumps(batch).decode()
+        # Inside a JSON string the quotes would be escaped, so this is where one row ends and the next begins.
+        stream.write(between + text[1:-1].replace('},{"cell":', '},\n{"cell":'))
+        between = ",\n"
+    stream.write("\n]\n" if between == ",\n" else "[\n]\n")
 
 
 def write_csv(rows: Iterable[Row], keys: tuple[str, ...], stream: TextIO) -> None:
     """Text that a spreadsheet would take for a formula gets an apostrophe before it."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(keys)
-    for row in rows:
-        writer.writerow([_csv_value(row[key]) for key in keys])
+    writer.writerows(map(_csv_values, map(itemgetter(*keys), rows)))
+
+
+def _csv_values(values: tuple[Any, ...]) -> list[Any]:
+    return [value if type(value) is float else _csv_value(value) for value in values]
 
 
 def _head(cell: Cell) -> Row:
@@ -128,8 +137,8 @@ def _head(cell: Cell) -> Row:
 
 
 def _csv_value(value: object) -> object:
-    if isinstance(value, Mapping):
-        value = json.dumps(value, sort_keys=True)
+    if isinstance(value, dict):
+        value = orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return "'" + value
     return value
