@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,10 +104,10 @@ def grown(old: Plan | None, draft: Draft, facts: Mapping[str, ModelFacts], cells
         before_cell = by_place.get(cell.place)
         known = before_cell.tasks if before_cell is not None and before_cell.id == cell.id else ()
         by_place[cell.place] = replace(cell, tasks=tuple(dict.fromkeys([*known, *cell.tasks])))
-    return Plan(old.terms, {**old.facts, **facts}, tuple(_ordered(by_place.values())))
+    return Plan(old.terms, {**old.facts, **facts}, tuple(ordered(by_place.values())))
 
 
-def _ordered(cells: Any) -> list[Cell]:
+def ordered(cells: Iterable[Cell]) -> list[Cell]:
     """By model, then setting (unquantized first), then method, each in the order in which it was first asked for."""
     cells = list(cells)
     models = list(dict.fromkeys(cell.model for cell in cells))

@@ -15,9 +15,9 @@ import orjson
 
 from harness.cells import Cell
 from harness.errors import HarnessError
-from harness.planfile import read_plan
+from harness.planfile import Plan, read_plan
 from harness.runfolder import RunFolder
-from harness.store import Attempt, Contents, Measured, read
+from harness.store import Attempt, Contents, Measured, Run, read
 
 MEASUREMENT_KEYS = (
     "cell", "model", "method", "options", "setting", "task", "metric", "value", "stderr", "n", "status", "reason",
@@ -47,8 +47,22 @@ class CellResult:
         return next((row for row in reversed(self.attempts) if row.status != "ok"), None)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A run folder: what its cells share, the starts of its supervisor, and its cells in plan order."""
+
+    plan: Plan
+    starts: list[Run]
+    results: list[CellResult]
+
+
 def load(run: Path) -> list[CellResult]:
     """The cells of a run in plan order, also while it is going. Raises HarnessError where there is no run."""
+    return load_run(run).results
+
+
+def load_run(run: Path) -> Loaded:
+    """All that plan and store say of a run. Raises HarnessError where there is no run."""
     folder = RunFolder(run)
     plan = read_plan(folder.plan)
     if plan is None:
@@ -63,7 +77,7 @@ def load(run: Path) -> list[CellResult]:
     for row in contents.measured:
         if (result := found.get(row.cell)) is not None:
             result.tasks[row.task].append(row)
-    return list(found.values())
+    return Loaded(plan, contents.runs, list(found.values()))
 
 
 def unfinished(results: Iterable[CellResult]) -> int:
@@ -126,7 +140,7 @@ def write_csv(rows: Iterable[Row], keys: tuple[str, ...], stream: TextIO) -> Non
 
 
 def _csv_values(values: tuple[Any, ...]) -> list[Any]:
-    return [value if type(value) is float else _csv_value(value) for value in values]
+    return [value if type(value) is float else csv_value(value) for value in values]
 
 
 def _head(cell: Cell) -> Row:
@@ -136,7 +150,8 @@ def _head(cell: Cell) -> Row:
     }  # fmt: skip
 
 
-def _csv_value(value: object) -> object:
+def csv_value(value: object) -> object:
+    """What a place of a CSV file gets: no text in it is a formula."""
     if isinstance(value, dict):
         value = orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
