@@ -37,6 +37,14 @@ class Format(StrEnum):
     json = "json"
 
 
+class ReportFormat(StrEnum):
+    table = "table"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+    html = "html"
+
+
 class Listing(StrEnum):
     methods = "methods"
     models = "models"
@@ -128,6 +136,50 @@ def _print_results(found: Any, run: Path, format: Format, cells: bool) -> None:
             results.write_csv(rows, results.CELL_KEYS if cells else results.MEASUREMENT_KEYS, sys.stdout)
     else:
         _show(tables.cell_grids(found) if cells else tables.score_grids(found), markdown=format is Format.markdown)
+
+
+Runs = Annotated[list[Path] | None, typer.Argument(help="Run folders, also of several machines.")]
+
+
+@app.command(epilog="Example: harness report runs/first runs/second --out report")
+def report(
+    runs: Runs = None,
+    format: Annotated[ReportFormat, typer.Option(help="How to print the tables.")] = ReportFormat.table,
+    ledger: Annotated[bool, typer.Option("--ledger", help="Published numbers beside these, instead.")] = False,
+    to: Annotated[Path | None, typer.Option(help="Write what would be printed to this file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the tables in every format, and all plots, here.")] = None,
+) -> None:
+    """Print tables as papers have them: intervals, best and second best by the statistics; or write a report."""
+    from harness.reports import report as reports
+
+    gc.disable()
+    found = reports.Report.of(runs or [], ledger=ledger)
+    for note in found.gathered.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if out is not None:
+        for path in found.write(out):
+            print(path)
+    elif to is not None:
+        found.print_to(to, format.value, ledger=ledger)
+    else:
+        found.print(_console(), format.value, ledger=ledger)
+
+
+@app.command(epilog="Example: harness leaderboard runs/first runs/second --out site")
+def leaderboard(
+    runs: Runs,
+    out: Annotated[Path, typer.Option(help="Folder of the site; an earlier leaderboard there is replaced.")],
+) -> None:
+    """Write a static site of all that runs have measured; it opens from the disk, without a network."""
+    from harness.reports.gathered import gather
+    from harness.reports.site import write_site
+
+    gc.disable()
+    gathered = gather(runs or [])
+    for note in gathered.notes:
+        print(f"note: {note}", file=sys.stderr)
+    write_site(gathered, out)
+    print(out / "index.html")
 
 
 @app.command("list", epilog="Example: harness list methods")

@@ -18,6 +18,7 @@ from harness.cells import BASELINE, Cell
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.errors import HarnessError, Problems
 from harness.limits import parse_bytes
+from harness.planfile import ModelFacts
 from harness.presets import ModelSource, resolve_model
 from harness.provenance import default_device
 from harness.registry import MethodInfo, describe_methods, find_method, is_path
@@ -44,16 +45,6 @@ class MethodChoice:
     @property
     def label(self) -> str:
         return canonical(self.info.name, self.options)
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What :mod:`harness.prepare` found out about a model."""
-
-    path: Path
-    weights_sha256: str
-    calibration_sha256: str | None  # None: no method of the run looks at calibration data
-    checked_tasks: tuple[str, ...] = ()  # against which the calibration text was compared
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from harness import atomic
 from harness.cells import FORMAT, Cell
 from harness.errors import HarnessError, Problems
-from harness.plan import Draft, ModelFacts
 from harness.settings import FULL_PRECISION
+
+if TYPE_CHECKING:  # a plan is read without what it takes to make one
+    from harness.plan import Draft
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What :mod:`harness.prepare` found out about a model."""
+
+    path: Path
+    weights_sha256: str
+    calibration_sha256: str | None  # None: no method of the run looks at calibration data
+    checked_tasks: tuple[str, ...] = ()  # against which the calibration text was compared
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,7 @@ def read_plan(path: Path) -> Plan | None:
     if not path.is_file():
         return None
     try:
-        value = json.loads(path.read_text())
+        value = orjson.loads(path.read_bytes())
         if value["format"] != FORMAT:
             raise HarnessError(
                 f"the plan has format {value['format']}; this harness reads format {FORMAT}",
@@ -91,10 +104,10 @@ def grown(old: Plan | None, draft: Draft, facts: Mapping[str, ModelFacts], cells
         before_cell = by_place.get(cell.place)
         known = before_cell.tasks if before_cell is not None and before_cell.id == cell.id else ()
         by_place[cell.place] = replace(cell, tasks=tuple(dict.fromkeys([*known, *cell.tasks])))
-    return Plan(old.terms, {**old.facts, **facts}, tuple(_ordered(by_place.values())))
+    return Plan(old.terms, {**old.facts, **facts}, tuple(ordered(by_place.values())))
 
 
-def _ordered(cells: Any) -> list[Cell]:
+def ordered(cells: Iterable[Cell]) -> list[Cell]:
     """By model, then setting (unquantized first), then method, each in the order in which it was first asked for."""
     cells = list(cells)
     models = list(dict.fromkeys(cell.model for cell in cells))

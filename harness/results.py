@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
 
+import orjson
+
 from harness.cells import Cell
 from harness.errors import HarnessError
-from harness.planfile import read_plan
+from harness.planfile import Plan, read_plan
 from harness.runfolder import RunFolder
-from harness.store import Attempt, Contents, Measured, read
+from harness.store import Attempt, Contents, Measured, Run, read
 
 MEASUREMENT_KEYS = (
     "cell", "model", "method", "options", "setting", "task", "metric", "value", "stderr", "n", "status", "reason",
@@ -44,8 +47,22 @@ class CellResult:
         return next((row for row in reversed(self.attempts) if row.status != "ok"), None)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A run folder: what its cells share, the starts of its supervisor, and its cells in plan order."""
+
+    plan: Plan
+    starts: list[Run]
+    results: list[CellResult]
+
+
 def load(run: Path) -> list[CellResult]:
     """The cells of a run in plan order, also while it is going. Raises HarnessError where there is no run."""
+    return load_run(run).results
+
+
+def load_run(run: Path) -> Loaded:
+    """All that plan and store say of a run. Raises HarnessError where there is no run."""
     folder = RunFolder(run)
     plan = read_plan(folder.plan)
     if plan is None:
@@ -58,9 +75,9 @@ def load(run: Path) -> list[CellResult]:
         if attempt.cell in found:  # rows of a method's earlier version stay in the store and out of the tables
             found[attempt.cell].attempts.append(attempt)
     for row in contents.measured:
-        if row.cell in found:
-            found[row.cell].tasks[row.task].append(row)
-    return list(found.values())
+        if (result := found.get(row.cell)) is not None:
+            result.tasks[row.task].append(row)
+    return Loaded(plan, contents.runs, list(found.values()))
 
 
 def unfinished(results: Iterable[CellResult]) -> int:
@@ -79,8 +96,7 @@ def measurement_rows(results: Iterable[CellResult]) -> Iterator[Row]:
                     "status": "ok", "reason": None, "higher_is_better": bool(row.higher_is_better),
                     "seconds": row.seconds, "created": row.created,
                 }  # fmt: skip
-            failure = result.failure()
-            if task not in result.tasks and failure is not None:
+            if task not in result.tasks and (failure := result.failure()) is not None:
                 yield {
                     **head, "task": task, "metric": None, "value": None, "stderr": None, "n": None,
                     "status": failure.status, "reason": failure.reason, "higher_is_better": None,
@@ -106,18 +122,25 @@ def cell_rows(results: Iterable[CellResult], run: Path) -> Iterator[Row]:
 
 
 def write_json(rows: Iterable[Row], stream: TextIO) -> None:
-    """An array with one object a line."""
-    text = json.dumps(list(rows), ensure_ascii=False, allow_nan=False)
-    # Inside a JSON string the quotes would be escaped, so this is where one row ends and the next begins.
-    stream.write("[\n" + text[1:-1].replace('}, {"cell": ', '},\n{"cell": ') + "\n]\n")
+    """An array with one object a line. The numbers are finite: the store holds no others."""
+    rows, between = iter(rows), "[\n"
+    while batch := list(islice(rows, 1000)):
+        text = orjson.dumps(batch).decode()
+        # Inside a JSON string the quotes would be escaped, so this is where one row ends and the next begins.
+        stream.write(between + text[1:-1].replace('},{"cell":', '},\n{"cell":'))
+        between = ",\n"
+    stream.write("\n]\n" if between == ",\n" else "[\n]\n")
 
 
 def write_csv(rows: Iterable[Row], keys: tuple[str, ...], stream: TextIO) -> None:
     """Text that a spreadsheet would take for a formula gets an apostrophe before it."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(keys)
-    for row in rows:
-        writer.writerow([_csv_value(row[key]) for key in keys])
+    writer.writerows(map(_csv_values, map(itemgetter(*keys), rows)))
+
+
+def _csv_values(values: tuple[Any, ...]) -> list[Any]:
+    return [value if type(value) is float else csv_value(value) for value in values]
 
 
 def _head(cell: Cell) -> Row:
@@ -127,9 +150,10 @@ def _head(cell: Cell) -> Row:
     }  # fmt: skip
 
 
-def _csv_value(value: object) -> object:
-    if isinstance(value, Mapping):
-        value = json.dumps(value, sort_keys=True)
+def csv_value(value: object) -> object:
+    """What a place of a CSV file gets: no text in it is a formula."""
+    if isinstance(value, dict):
+        value = orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return "'" + value
     return value

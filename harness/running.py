@@ -15,8 +15,8 @@ from harness.cells import Cell
 from harness.checkpoint import open_checkpoint
 from harness.errors import HarnessError, Infrastructure, Problems
 from harness.limits import Limits, parse_bytes, processors
-from harness.plan import Draft, ModelFacts, complete
-from harness.planfile import Plan, grown, read_plan, refuse_other_terms, write_plan
+from harness.plan import Draft, complete
+from harness.planfile import ModelFacts, Plan, grown, read_plan, refuse_other_terms, write_plan
 from harness.pool import Command, Pool
 from harness.presets import ModelSource
 from harness.request import Request

@@ -2,7 +2,8 @@
 
 Each row carries a SHA-256 over its content and the digest of the row before it, because SQLite's pages have no
 checksums: a flipped byte or an edited number is found when the database is opened. A torn write-ahead log is found
-by comparing with the files of the cells, which :mod:`harness.recovery` does.
+when the supervisor compares with the files of the cells. A writer that closes the database checks it once more and
+leaves the SHA-256 of the whole file beside it: where that matches, readers need not look at every row again.
 """
 
 from __future__ import annotations
@@ -150,6 +151,8 @@ class Store:
         with contextlib.suppress(sqlite3.OperationalError):  # a reader holds it: readable with its log beside it
             self._connection.execute("PRAGMA journal_mode = DELETE")
         self._connection.close()
+        with contextlib.suppress(OSError, sqlite3.OperationalError):  # without it readers look at every row
+            _leave_checksum(self._path)
 
     def _insert(self, table: str, rows: Sequence[Run | Attempt | Measured]) -> None:
         digest = self._digests[table]
@@ -193,8 +196,8 @@ def read(path: Path, mode: Literal["ro", "rw"] = "ro") -> Contents:
         connection = _connect(path, mode)
         try:
             connection.execute("BEGIN")
-            _check_kind(connection, path)
-            return _read(connection, path)[0]
+            _check_kind(connection, path)  # takes the lock: from here on no writer changes the file
+            return _fetched(connection) if _is_as_closed(path) else _read(connection, path)[0]
         finally:
             connection.close()
 
@@ -233,16 +236,57 @@ def _check_kind(connection: sqlite3.Connection, path: Path) -> None:
         raise _damaged(path, "its tables are not those of a results store")
 
 
+def checksum_path(path: Path) -> Path:
+    """Beside the store: the SHA-256 that its file had when it was last found whole."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _leave_checksum(path: Path) -> None:
+    """Check every row of a closed store, then write the checksum of its file; not while somebody else writes it."""
+    connection = _connect(path, "ro")
+    try:
+        connection.execute("BEGIN")
+        _read(connection, path)
+        if not _log(path).exists():
+            atomic.write_text(checksum_path(path), _sha256(path) + "\n")
+    finally:
+        connection.close()
+
+
+def _is_as_closed(path: Path) -> bool:
+    """Whether every byte of the file is as :func:`_leave_checksum` found it, and there is nothing beside the file."""
+    try:
+        expected = checksum_path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return not _log(path).exists() and expected == _sha256(path)
+
+
+def _log(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fetched(connection: sqlite3.Connection) -> Contents:
+    tables = {table: list(map(kind._make, _rows(connection, table))) for table, kind in _ROWS.items()}
+    return Contents(**tables)  # type: ignore[arg-type]  # one list of its own kind of row a table
+
+
+def _rows(connection: sqlite3.Connection, table: str) -> list[tuple[object, ...]]:
+    columns = ", ".join(_ROWS[table]._fields)
+    return connection.execute(f"SELECT {columns} FROM {table} ORDER BY seq").fetchall()
+
+
 def _read(connection: sqlite3.Connection, path: Path) -> tuple[Contents, dict[str, str]]:
-    tables: dict[str, list[tuple[object, ...]]] = {}
     digests = {}
-    for table, kind in _ROWS.items():
-        columns = ", ".join(kind._fields)
-        rows = connection.execute(f"SELECT {columns} FROM {table} ORDER BY seq").fetchall()
+    for table in _ROWS:
         seals = [seal for (seal,) in connection.execute(f"SELECT digest FROM {table} ORDER BY seq")]
-        digests[table] = _verified(table, rows, seals, path)
-        tables[table] = list(map(kind._make, rows))
-    return Contents(**tables), digests  # type: ignore[arg-type]  # one list of its own kind of row a table
+        digests[table] = _verified(table, _rows(connection, table), seals, path)
+    return _fetched(connection), digests
 
 
 def _verified(table: str, rows: list[tuple[object, ...]], seals: list[str], path: Path) -> str:

@@ -14,7 +14,7 @@ from harness.limits import show_bytes
 from harness.results import CellResult
 
 PENDING = "pending"
-_MANY_ROWS = 500
+MANY_ROWS = 500
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|#~"} | dict.fromkeys("\n\r\t", " "))
 
 
@@ -49,7 +49,7 @@ def cell_grids(results: Sequence[CellResult]) -> list[Grid]:
 
 def is_long(grids: Sequence[Grid]) -> bool:
     """Whether laying the tables out for a terminal would take seconds and be of no use there."""
-    return sum(len(grid.rows) for grid in grids) > _MANY_ROWS
+    return sum(len(grid.rows) for grid in grids) > MANY_ROWS
 
 
 def rendered(grids: Sequence[Grid]) -> RenderableType:
@@ -70,7 +70,7 @@ def markdown(grids: Sequence[Grid]) -> str:
     parts = []
     for grid in grids:
         lines = [_markdown_row(grid.header), "|" + " --- |" * len(grid.header), *map(_markdown_row, grid.rows)]
-        parts.append(f"**{_escaped(grid.model)}**\n\n" + "\n".join(lines) + "\n")
+        parts.append(f"**{escaped(grid.model)}**\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
@@ -113,8 +113,9 @@ def number(value: float) -> str:
 
 
 def _markdown_row(values: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_escaped, values)) + " |"
+    return "| " + " | ".join(map(escaped, values)) + " |"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text that GitHub's Markdown shows as it is."""
     return text.translate(_MARKDOWN)

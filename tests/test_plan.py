@@ -10,8 +10,8 @@ import pytest
 
 from harness.cells import Cell
 from harness.errors import HarnessError, Problems
-from harness.plan import ModelFacts, complete, draft
-from harness.planfile import Plan, grown, read_plan, refuse_other_terms, write_plan
+from harness.plan import complete, draft
+from harness.planfile import ModelFacts, Plan, grown, read_plan, refuse_other_terms, write_plan
 from harness.request import Request
 
 FACTS = ModelFacts(Path("/m"), "a" * 64, "c" * 64, ("pydoc",))

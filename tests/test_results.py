@@ -16,8 +16,7 @@ from rich.console import Console
 
 from harness import results, tables
 from harness.cells import Cell
-from harness.plan import ModelFacts
-from harness.planfile import Plan, write_plan
+from harness.planfile import ModelFacts, Plan, write_plan
 from harness.store import Attempt, Measured, Store
 
 CELL = Cell(
@@ -100,7 +99,7 @@ def test_csv_defuses_formulas(run: Path) -> None:
     assert len(rows) == 8
     assert rows[-1]["reason"] == "'=cmd() | <b>"
     assert rows[-1]["value"] == ""
-    assert rows[3]["options"] == '{"act_order": false, "damp": 0.05}'
+    assert rows[3]["options"] == '{"act_order":false,"damp":0.05}'
 
 
 def test_tables_show_a_number_or_a_word_in_every_place(run: Path) -> None:
@@ -145,10 +144,10 @@ def test_a_large_run_is_read_quickly(tmp_path: Path) -> None:
     store = Store(tmp_path / "run.sqlite")
     store.add_measured([Measured(c.id, t, "acc", 0.5, 0.01, 9, 1, 1.0, WHEN) for c in cells for t in c.tasks])
     store.close()
-    start = time.monotonic()
+    start = time.process_time()  # not of what else the machine does
     stream = io.StringIO()
     results.write_json(results.measurement_rows(results.load(tmp_path)), stream)
-    assert time.monotonic() - start < 1.5  # an idle machine takes 0.1 s
+    assert time.process_time() - start < 0.5  # 0.1 s is usual
     assert stream.getvalue().count("\n") == 12_002
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import store as store_module
 from harness.errors import BadOutput, HarnessError, Infrastructure
 from harness.store import SCHEMA_VERSION, Attempt, Measured, Run, Store, read
 
@@ -51,7 +52,7 @@ def test_rows_come_back_as_they_were_written(filled: Path) -> None:
 
 
 def test_closed_store_is_one_file_that_can_be_read_where_nobody_may_write(filled: Path) -> None:
-    assert [file.name for file in filled.parent.iterdir()] == ["run.sqlite"]
+    assert {file.name for file in filled.parent.iterdir()} == {"run.sqlite", "run.sqlite.sha256"}
     connection = sqlite3.connect(filled)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
     connection.close()
@@ -155,6 +156,40 @@ def test_no_flipped_byte_changes_what_is_read(filled: Path) -> None:
         except HarnessError:
             noticed += 1
     assert noticed > 10
+
+
+def test_a_closed_store_is_read_by_its_checksum_and_any_other_row_by_row(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    verified = store_module._verified
+    monkeypatch.setattr(store_module, "_verified", lambda *words: looked.append(words[0]) or verified(*words))
+    before = read(filled)
+    assert looked == []
+    writer = Store(filled)
+    looked.clear()
+    assert read(filled) == before  # open for writing: the checksum is of an earlier state
+    assert looked == ["runs", "attempts", "measured"]
+    writer.add_attempt(attempt(2))
+    writer.close()
+    looked.clear()
+    assert len(read(filled).attempts) == 2
+    assert looked == []
+    store_module.checksum_path(filled).write_bytes(b"\xff")
+    assert len(read(filled).attempts) == 2
+    assert looked == ["runs", "attempts", "measured"]
+
+
+def test_a_store_that_was_damaged_while_open_gets_no_checksum(filled: Path) -> None:
+    store = Store(filled)
+    other = sqlite3.connect(filled)
+    other.execute("UPDATE measured SET value = 20.4 WHERE seq = 1")
+    other.commit()
+    other.close()
+    with pytest.raises(HarnessError, match="row 1 of measured"):
+        store.close()
+    with pytest.raises(HarnessError, match="row 1 of measured"):
+        read(filled)
 
 
 def test_foreign_newer_and_missing_databases_are_refused(filled: Path, tmp_path: Path) -> None:

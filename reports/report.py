@@ -1,0 +1,90 @@
+"""``harness report``: the tables of runs in every format, their plots, and what was published beside them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from harness import atomic
+from harness.reports import formats, ledger
+from harness.reports.board import Board, boards
+from harness.reports.gathered import Gathered, gather
+from harness.reports.judged import Judge
+from harness.reports.pages import ASSETS, render
+from harness.reports.words import visible
+from harness.tables import MANY_ROWS
+
+SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was gathered of some runs, laid out."""
+
+    gathered: Gathered
+    boards: Sequence[Board]
+
+    @classmethod
+    def of(cls, runs: Sequence[Path], *, ledger: bool = False) -> Report:
+        """Raises HarnessError for no runs; the ledger needs none: then no published number has one of ours."""
+        gathered = Gathered((), (), ()) if ledger and not runs else gather(runs)
+        return cls(gathered, boards(gathered, Judge.of(gathered)))
+
+    def print(self, console: Console, format: str, *, ledger: bool) -> None:
+        """On standard output; a table that no terminal could show is printed as Markdown."""
+        shown = self.published() if ledger else self.boards
+        if format == "table" and sum(len(list(board.lines)) for board in shown) <= MANY_ROWS:
+            console.print(formats.terminal(shown))
+        else:
+            sys.stdout.write(self.text("markdown" if format == "table" else format, shown))
+
+    def print_to(self, path: Path, format: str, *, ledger: bool) -> None:
+        shown = self.published() if ledger else self.boards
+        atomic.write_text(path, self.text("markdown" if format == "table" else format, shown))
+
+    def write(self, out: Path) -> Iterator[Path]:
+        """The tables in every format, the ledger, and the plots that the runs have data for; yields what it wrote."""
+        from harness.reports.plots import draw
+
+        figures = list(draw(self.gathered, out))
+        for format, suffix in SUFFIXES.items():
+            path = out / f"report.{suffix}"
+            text = self.html(figures=figures) if format == "html" else self.text(format, self.boards)
+            atomic.write_text(path, text)
+            yield path
+        atomic.write_text(out / "ledger.md", formats.markdown(self.published()))
+        yield out / "ledger.md"
+        for name, _ in figures:
+            yield out / name
+            yield out / name.replace(".svg", ".png")
+
+    def text(self, format: str, shown: Sequence[Board]) -> str:
+        if format == "html":
+            return self.html(shown)
+        writers = {
+            "markdown": formats.markdown, "latex": formats.latex_document, "csv": formats.csv_text,
+        }  # fmt: skip
+        return writers[format](shown)
+
+    def html(
+        self, shown: Sequence[Board] | None = None, *, figures: Sequence[tuple[str, str]] = (), refresh_seconds: int = 0
+    ) -> str:
+        """One page on its own. With ``refresh_seconds`` it loads itself again, while cells are pending."""
+        pending = sum(known.result.last is None for _, known in self.gathered.cells())
+        return render("report.html", {
+            "title": "harness: " + ", ".join(visible(source.name) for source in self.gathered.sources),
+            "css": (ASSETS / "site.css").read_text(),
+            "pending": pending,
+            "refresh_seconds": refresh_seconds if pending else 0,
+            "notes": [*map(visible, self.gathered.notes)],
+            "boards": shown if shown is not None else self.boards,
+            "caption": formats.caption,
+            "figures": figures,
+        })  # fmt: skip
+
+    def published(self) -> list[Board]:
+        return ledger.boards(self.gathered)
