@@ -17,7 +17,7 @@ from harness import atomic
 from harness.errors import HarnessError
 from harness.kernels.pack import PackedLinear
 from harness.quantizer import ActivationSpec
-from harness.transform import transform_from_tensors, transform_to_tensors
+from harness.transform import InputTransform, transform_from_tensors, transform_to_tensors
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "harness-packed"
@@ -55,11 +55,14 @@ def load_packed(path: Path) -> dict[str, PackedLinear]:
         raise HarnessError(
             f"{path.name} has packed format {header['format']}, not {FORMAT_VERSION}", where=str(path), fix="pack again"
         )
-    layers = {}
+    layers, transforms = {}, dict[str, InputTransform]()
     for name, about in header["layers"].items():
         if _sha256(_own(name, tensors)) != about["sha256"]:
             raise HarnessError(f"layer {name} is not as it was written", where=str(path), fix="pack again")
-        layers[name] = _layer(name, about, tensors)
+        owner = about["transform"]
+        if owner is not None and owner not in transforms:  # one object for all that share it
+            transforms[owner] = transform_from_tensors(owner, tensors)
+        layers[name] = _layer(name, about, tensors, transforms.get(owner))
     return layers
 
 
@@ -85,7 +88,9 @@ def _to_tensors(layers: Mapping[str, PackedLinear]) -> tuple[Tensors, dict[str, 
     return tensors, described
 
 
-def _layer(name: str, about: Mapping[str, Any], tensors: Tensors) -> PackedLinear:
+def _layer(
+    name: str, about: Mapping[str, Any], tensors: Tensors, transform: InputTransform | None
+) -> PackedLinear:
     return PackedLinear(
         qweight=tensors[f"{name}|qweight"],
         scales=tensors[f"{name}|scales"],
@@ -97,7 +102,7 @@ def _layer(name: str, about: Mapping[str, Any], tensors: Tensors) -> PackedLinea
         in_features=about["shape"][1],
         bias=tensors.get(f"{name}|bias"),
         activation=ActivationSpec(**about["activation"]) if about["activation"] else None,
-        transform=transform_from_tensors(about["transform"], tensors) if about["transform"] else None,
+        transform=transform,
     )
 
 

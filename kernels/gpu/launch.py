@@ -103,6 +103,7 @@ def rotate_quantize(
     one for the rest. Raises Unsupported for a transform that is not rotation[, permutation[, rotation]].
     """
     first, permutation, second = _steps(transform)
+    turns = [x if step is None else step.matrix.contiguous() for step in (first, second)]
     rows, inputs = x.shape
     size = first.matrix.shape[0]
     smooth = transform.smooth if transform.smooth is not None else x
@@ -110,7 +111,7 @@ def rotate_quantize(
     if not fused and permutation is not None:
         middle = torch.empty_like(x)
         rotate_permute_kernel[(triton.cdiv(rows, 16), inputs // size)](
-            x, smooth, first.matrix, torch.argsort(permutation.indices), middle, rows, inputs, x.stride(0),
+            x, smooth, turns[0], torch.argsort(permutation.indices), middle, rows, inputs, x.stride(0),
             B=size, HAS_SMOOTH=transform.smooth is not None, PERMUTES=True, WIDEN=widen, BM=16, num_warps=4,
         )  # fmt: skip
         if second is None:
@@ -121,7 +122,7 @@ def rotate_quantize(
     width = triton.next_power_of_2(layer.padded_in)
     block_m = max(block_m, triton.cdiv(16 * size, width))  # a product has 16 rows or more
     rotate_quantize_kernel[(triton.cdiv(rows, block_m),)](
-        x, smooth, first.matrix, permutation.indices if permutation else x, second.matrix if second else x,
+        x, smooth, turns[0], permutation.indices if permutation else x, turns[1],
         out.codes, out.scales, out.zeros, out.row_sums, y, rows, inputs, layer.padded_in, out.row_sums.shape[1],
         spec.clip if spec else 1.0, x.stride(0),
         B=size, HAS_SMOOTH=transform.smooth is not None, PERMUTES=permutation is not None,

@@ -16,11 +16,12 @@ from harness.kernels.gpu.codes import raised_strip
 
 @triton.jit
 def corrected(
-    acc, row_sums, zx, code_sums, zeros, group, groups, count, n, m, N, M,
+    acc, row_sums, x_zeros, code_sums, zeros, group, groups, count, n, m, N, M,
     BITS: tl.constexpr, ASYMMETRIC: tl.constexpr,
 ):  # fmt: skip
     """Σ (x − zx)(w − zw) of a group from Σ x w · 2^(8 − BITS), int32 [BN, BM]."""
     known = n < tl.where(group < groups, N, 0)
+    zx = tl.load(x_zeros + m, mask=m < M, other=0)
     total = acc >> (8 - BITS)
     total -= tl.load(code_sums + group * N + n, mask=known, other=0)[:, None] * zx[None, :]
     if ASYMMETRIC:
@@ -43,7 +44,6 @@ def wna8_kernel(
     j = tl.arange(0, LENGTH)
     in_m, in_n = m < M, n < N
     rows = qweight + (n // 64) * (tiles_in * 64 * LENGTH) + (n % 64) * LENGTH
-    zx = tl.load(x_zeros + m, mask=in_m, other=0)
     acc = tl.zeros((BN, BM), tl.int32)
     grouped = tl.zeros((BN, BM), tl.float32) if GROUP > 0 else 0.0
     for t in range(tiles_in):
@@ -55,7 +55,7 @@ def wna8_kernel(
             if GROUP > 0 and ((strip + 1) * LENGTH) % GROUP == 0:
                 group = (t * 128 + strip * LENGTH) // GROUP
                 part = corrected(
-                    acc, row_sums, zx, code_sums, zeros, group, groups, GROUP, n, m, N, M, BITS, ASYMMETRIC
+                    acc, row_sums, x_zeros, code_sums, zeros, group, groups, GROUP, n, m, N, M, BITS, ASYMMETRIC
                 )
                 scale = tl.load(scales + group * N + n, mask=n < tl.where(group < groups, N, 0), other=0.0).to(tl.float32)
                 grouped += part.to(tl.float32) * scale[:, None]
@@ -63,7 +63,7 @@ def wna8_kernel(
     if GROUP > 0:
         total = grouped
     else:
-        total = corrected(acc, row_sums, zx, code_sums, zeros, 0, 1, K, n, m, N, M, BITS, ASYMMETRIC)
+        total = corrected(acc, row_sums, x_zeros, code_sums, zeros, 0, 1, K, n, m, N, M, BITS, ASYMMETRIC)
         total = total.to(tl.float32) * tl.load(scales + n, mask=in_n, other=0.0).to(tl.float32)[:, None]
     total = total * tl.load(x_scales + m, mask=in_m, other=0.0)[None, :]
     if HAS_BIAS:
