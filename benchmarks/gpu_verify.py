@@ -1,9 +1,9 @@
-"""On a machine with a GPU, in one command: numerics on the device, then tuning, then times. Refuses to time what is wrong.
+"""On a machine with a GPU, in one command: numerics on the device, then tuning, then times; nothing wrong is timed.
 
     python -P benchmarks/gpu_verify.py --shapes llama2-7b --out runs/gpu
 
-Numerics first: every kernel against float64 and integer references on the CPU. Then each shape and number of tokens is
-tuned over a few configurations, and the winners are kept in kernels/tuned/, one file per GPU model. Then the kernels are
+Numerics first: every kernel against float64 and integer references on the CPU. Then each shape and number of tokens
+is tuned over a few configurations, and the winners are kept in kernels/tuned/, one file per GPU model. Then they are
 timed beside torch's half-precision product, interleaved, with the L2 cache flushed before every call. Times are printed
 only if all numerics held.
 """
@@ -136,7 +136,10 @@ def main() -> int:
     for (outputs, inputs), tokens in itertools.product(SHAPES[asked.shapes], TOKENS):
         x = torch.randn(tokens, inputs, device="cuda", dtype=torch.float16)
         dense = torch.randn(outputs, inputs, device="cuda", dtype=torch.float16)
-        paths: list[tuple[Kernel, int | None, ActivationSpec | None]] = [("wna16", 128, None), ("wna8", None, ActivationSpec(8))]
+        paths: list[tuple[Kernel, int | None, ActivationSpec | None]] = [
+            ("wna16", 128, None),
+            ("wna8", None, ActivationSpec(8)),
+        ]
         paths += [("wna16_gemv", 128, None)] if tokens <= 4 else []
         for kernel, group, spec in paths:
             layer = pack(random_layer(outputs, inputs, group, spec)).to("cuda")
@@ -145,7 +148,10 @@ def main() -> int:
                 print(f"{kernel} {outputs}×{inputs} {tokens}: no time left to tune", file=sys.stderr)
                 continue
             winners[key(kernel, tokens, outputs, inputs)] = config
-            works = {"fp16": lambda x=x, w=dense: torch.nn.functional.linear(x, w), "kernel": runs(kernel, layer, x, config)}
+            works = {
+                "fp16": lambda x=x, w=dense: torch.nn.functional.linear(x, w),
+                "kernel": runs(kernel, layer, x, config),
+            }
             if spec is not None:
                 works["quantizing the input"] = lambda x=x, s=spec, y=layer: launch.quantize_rows(x, s, y)
             samples = interleaved(works, timer, rounds=20)

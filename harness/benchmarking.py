@@ -65,7 +65,9 @@ def static(targets: Sequence[str], out: Path, console: Any, *, tighten: bool) ->
     if tighten:
         analysis.write_ratchet(analysis.tightened(record, rows))
     out.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(out / "static.json", {"triton": provenance.version("triton"), "rows": [r.as_dict() for r in rows]})
+    atomic.write_json(
+        out / "static.json", {"triton": provenance.version("triton"), "rows": [r.as_dict() for r in rows]}
+    )
     faulty = sum(bool(row.faults) for row in rows)
     console.print(Text(f"{len(rows)} compiled, {faulty} with faults"))
     return faulty

@@ -51,9 +51,7 @@ def variants(target: str) -> Iterator[Variant]:
         yield Variant(f"act_quant a{bits} 4096", "act_quant", constants, 8, 3, {"codes": "*i8", **_ROWS})
     rotation = {"B": 128, "HAS_SMOOTH": False, "PERMUTES": True, "WIDEN": False}
     whole = {"ROTATES_TWICE": True, "QUANTIZES": True, "BITS": 4, "SYMMETRIC": False, "GROUP": 0, "BM": 1, "BK": 4096}
-    yield Variant(
-        "rotate_quantize 4096", "rotate_quantize", {**rotation, **whole}, 8, 3, {"codes": "*i8", **_ROWS}
-    )
+    yield Variant("rotate_quantize 4096", "rotate_quantize", {**rotation, **whole}, 8, 3, {"codes": "*i8", **_ROWS})
     yield Variant("rotate_permute 16x128", "rotate_permute", {**rotation, "BM": 16}, 4, 3)
 
 
@@ -87,7 +85,7 @@ def _weight_only(kernel: Kernel, bits: int, config: Config, dtype: str, axis: st
         "WIDEN": False, "BM": config.block_m, "BN": config.block_n,
     }  # fmt: skip
     name = f"{kernel} w{bits} {dtype} {axis} {config.block_m}x{config.block_n}"
-    pointers = {name: f"*{dtype}" for name in ("x", "bias", "y")}
+    pointers = dict.fromkeys(("x", "bias", "y"), f"*{dtype}")
     return Variant(name, kernel, constants, config.warps, config.stages, pointers)
 
 
@@ -133,5 +131,3 @@ def _triton() -> Any:
     except ImportError:
         raise HarnessError("triton is not installed", fix="pip install triton (Linux)") from None
     return triton
-
-

@@ -143,7 +143,9 @@ def _timed(
     if (activation := linear.activation) is not None:
         works["quantizing the input"] = lambda: encode_tokens(x, activation)
     out, inputs = linear.codes.shape
-    return Timing(str(setting), operator, out, inputs, count, error, interleaved(works, timer, rounds=_ROUNDS), bandwidth)
+    return Timing(
+        str(setting), operator, out, inputs, count, error, interleaved(works, timer, rounds=_ROUNDS), bandwidth
+    )
 
 
 def _bare(path: CpuPath, x: torch.Tensor) -> Callable[[], object]:

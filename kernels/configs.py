@@ -1,7 +1,7 @@
 """Launch configurations as plain data: per kernel, architecture and number of tokens.
 
-Those here compile without spills on all targets (``harness bench --static`` checks that); which is fastest, only a GPU can
-tell. ``benchmarks/gpu_verify`` measures that and keeps one file per GPU model beside this one, in ``tuned/``.
+Those here compile without spills on all targets (``harness bench --static`` checks that); which is fastest, only a GPU
+can tell. ``benchmarks/gpu_verify`` measures that and keeps one file per GPU model beside this one, in ``tuned/``.
 """
 
 from __future__ import annotations

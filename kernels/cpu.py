@@ -79,8 +79,8 @@ class Int4Weights:
 class IntegerProduct:
     """W4A8, W4A4: unsigned 8-bit activation codes times signed 8-bit weight codes less their zero points, in int32.
 
-    4-bit values are in bytes here: no CPU operator multiplies nibbles. The sum is exact up to its conversion to float32;
-    the activations' zero points are taken off afterwards.
+    4-bit values are in bytes here: no CPU operator multiplies nibbles. The sum is exact up to its conversion to
+    float32; the activations' zero points are taken off afterwards.
     """
 
     layer: PackedLinear
@@ -127,11 +127,8 @@ class DequantizedWeights:
         return "aten::mm of bfloat16, dequantized"
 
     def __call__(self, x: Rows) -> Product:
-        if self.layer.activation is not None:
-            x_quantized = simulate_tokens(x, self.layer.activation)
-        else:
-            x_quantized = x
-        return _finished(torch.mm(x_quantized.bfloat16(), self.weight.T), self.layer, x.dtype)
+        values = x if self.layer.activation is None else simulate_tokens(x, self.layer.activation)
+        return _finished(torch.mm(values.bfloat16(), self.weight.T), self.layer, x.dtype)
 
 
 def cpu_path(layer: PackedLinear) -> CpuPath:
@@ -167,7 +164,19 @@ def exact_with_bytes() -> bool:
     x = torch.full((2, 64), 255, dtype=torch.uint8)
     ones, zeros = torch.ones(3), torch.zeros(3, dtype=torch.int64)
     y = torch.ops.onednn.qlinear_pointwise(
-        x, 1.0, 0, torch.ops.onednn.qlinear_prepack(ends, None), ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        x,
+        1.0,
+        0,
+        torch.ops.onednn.qlinear_prepack(ends, None),
+        ones,
+        zeros,
+        None,
+        1.0,
+        0,
+        torch.float32,
+        "none",
+        [],
+        "",
     )
     return bool(torch.equal(y.long(), x.long() @ ends.long().T))
 

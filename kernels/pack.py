@@ -1,9 +1,9 @@
 """The packed format that every kernel reads: codes in tiles of 64 outputs × 128 inputs, scales, zero points.
 
-A tile row holds 128 codes in ``16 · bits`` bytes. Byte ``j`` has the code of input ``j`` in its lowest bits, that of input
-``j + L`` above it, and so on in ``8 / bits`` strips of ``L = 16 · bits`` consecutive inputs: a strip is unpacked with one
-shift and one mask, stays contiguous beside the activations it is multiplied with, and a row is a whole number of
-16-byte loads. Codes are stored as two's complement (code − 2^(bits−1)): shifted to the top of a byte, a field is the
+A tile row holds 128 codes in ``16 · bits`` bytes. Byte ``j`` has the code of input ``j`` in its lowest bits, that of
+input ``j + L`` above it, and so on in ``8 / bits`` strips of ``L = 16 · bits`` consecutive inputs: a strip is unpacked
+with one shift and one mask, stays contiguous beside the activations it is multiplied with, and a row is a whole number
+of 16-byte loads. Codes are stored as two's complement (code − 2^(bits−1)): shifted to the top of a byte, a field is the
 signed code times 2^(8−bits) and goes into an integer dot as it is. Layers are padded with zeros to whole tiles.
 """
 
@@ -71,6 +71,7 @@ class PackedLinear:
 
     def to(self, device: torch.device | str) -> PackedLinear:
         """The same layer with its tensors on ``device``."""
+
         def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else tensor.to(device)
 

@@ -88,9 +88,7 @@ def _to_tensors(layers: Mapping[str, PackedLinear]) -> tuple[Tensors, dict[str, 
     return tensors, described
 
 
-def _layer(
-    name: str, about: Mapping[str, Any], tensors: Tensors, transform: InputTransform | None
-) -> PackedLinear:
+def _layer(name: str, about: Mapping[str, Any], tensors: Tensors, transform: InputTransform | None) -> PackedLinear:
     return PackedLinear(
         qweight=tensors[f"{name}|qweight"],
         scales=tensors[f"{name}|scales"],

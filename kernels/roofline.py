@@ -1,4 +1,4 @@
-"""The least time that the hardware allows: bytes over bandwidth, operations over peak. Predictions, never measurements."""
+"""The least time that hardware allows: bytes over bandwidth, operations over peak. Predictions, not measurements."""
 
 from __future__ import annotations
 

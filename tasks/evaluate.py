@@ -32,9 +32,9 @@ def evaluate(
     """Yields each task's result once it is final, in the order of ``specs`` but for tasks that share forward passes.
 
     Perplexity and KL tasks of one corpus and length share them. ``reference`` loads the full-precision model and is
-    called at most once, only for a KL task; None means that ``model`` is it. ``executions`` is called for the tasks that
-    compare kernels with their simulation; None where nothing is quantized. Raises BadOutput for numbers that are not
-    finite, HarnessError for data that is missing.
+    called at most once, only for a KL task; None means that ``model`` is it. ``executions`` is called for the tasks
+    that compare kernels with their simulation; None where nothing is quantized. Raises BadOutput for numbers that are
+    not finite, HarnessError for data that is missing.
     """
     reference = functools.cache(reference) if reference is not None else None
     for group in _sharing_a_pass(specs):

@@ -1,7 +1,7 @@
 """Parts that the Triton kernels share: unpacking a strip of codes, and rounding rows to per-token grids.
 
-On the fast paths no integer is converted to a float: a small unsigned integer is put into the low mantissa bits of 1024 (float16)
-or 128 (bfloat16), where its distance from them is exact.
+On the fast paths no integer is converted to a float: a small unsigned integer is put into the low mantissa bits of 1024
+(float16) or 128 (bfloat16), where its distance from them is exact.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def rounded(x):
 
 @triton.jit
 def quantize_rows(x, valid, clip, BITS: tl.constexpr, SYMMETRIC: tl.constexpr):
-    """Per-row codes of ``x`` [rows, n] less 2^(BITS−1), as float32, 0 where not ``valid``; scales; zero points of the codes.
+    """Per-row codes of ``x`` [rows, n] less 2^(BITS−1), as float32, 0 where not ``valid``; scales; their zero points.
 
     As :func:`harness.quantizer.encode_tokens` does it: with the correctly rounded division, without which a value near
     the middle between two levels would go the other way.

@@ -31,9 +31,14 @@ class QuantizedRows:
 
 
 def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: Config) -> torch.Tensor:
-    """``x Wᵀ + b`` in x's type, float16 or bfloat16, weights dequantized on the way. Raises Unsupported for 8-bit codes."""
+    """``x Wᵀ + b`` in x's type, float16 or bfloat16, weights dequantized on the way.
+
+    Raises Unsupported for 8-bit codes and other types.
+    """
     if layer.bits not in (2, 4) or x.dtype not in (torch.float16, torch.bfloat16):
-        raise Unsupported(f"no weight-only kernel for {layer.bits} bits and {x.dtype}", fix="2 or 4 bits, half precision")
+        raise Unsupported(
+            f"no weight-only kernel for {layer.bits} bits and {x.dtype}", fix="2 or 4 bits, half precision"
+        )
     rows, split = x.shape[0], config.split_k
     gemv = config.block_m < 16  # a tensor core's product has 16 rows or more
     tiles_in = layer.padded_in // TILE_IN
@@ -44,7 +49,8 @@ def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: 
     grid = (triton.cdiv(layer.out_features, config.block_n), triton.cdiv(rows, config.block_m), split)
     (wna16_gemv_kernel if gemv else wna16_kernel)[grid](
         x, layer.qweight, layer.scales, zeros, x if bias is None else bias, y,
-        rows, layer.out_features, layer.in_features, tiles_in, triton.cdiv(tiles_in, split), layer.padded_out, x.stride(0),
+        rows, layer.out_features, layer.in_features, tiles_in, triton.cdiv(tiles_in, split), layer.padded_out,
+        x.stride(0),
         BITS=layer.bits, GROUP=0 if layer.whole_channels else layer.group_size, PER_INPUT=layer.axis == "ic",
         ASYMMETRIC=layer.zeros is not None, HAS_BIAS=bias is not None, SPLIT=split,
         WIDEN=x.device.type == "cpu" and x.dtype == torch.bfloat16, BM=config.block_m, BN=config.block_n,
@@ -65,7 +71,7 @@ def integer(x: QuantizedRows, layer: PackedLinear, config: Config, dtype: torch.
     if layer.axis == "ic":
         raise Unsupported("scales along the inputs cannot leave an integer sum", fix="run it as a weight-only product")
     group = 0 if layer.whole_channels else layer.group_size
-    if group > TILE_IN or group % (16 * layer.bits) and group:
+    if group > TILE_IN or group % (16 * layer.bits):
         raise Unsupported(f"no integer kernel for groups of {group}", fix="groups of 64 or 128, or whole channels")
     rows = x.codes.shape[0]
     y = torch.empty(rows, layer.out_features, dtype=dtype, device=x.codes.device)
@@ -74,7 +80,8 @@ def integer(x: QuantizedRows, layer: PackedLinear, config: Config, dtype: torch.
         x.codes, x.scales, x.zeros, x.row_sums, layer.qweight.view(torch.int8), layer.scales,
         layer.zeros if layer.zeros is not None else layer.scales, layer.code_sums,
         layer.bias if layer.bias is not None else x.scales, y,
-        rows, layer.out_features, layer.in_features, layer.padded_in // TILE_IN, layer.scales.shape[0], layer.padded_out,
+        rows, layer.out_features, layer.in_features, layer.padded_in // TILE_IN, layer.scales.shape[0],
+        layer.padded_out,
         BITS=layer.bits, GROUP=group, ASYMMETRIC=layer.zeros is not None, HAS_BIAS=layer.bias is not None,
         BM=config.block_m, BN=config.block_n, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
@@ -155,4 +162,6 @@ def _steps(transform: InputTransform) -> tuple[BlockRotation, Permutation | None
         ):
             return first, permutation, second
     names = ", ".join(type(step).__name__ for step in transform.steps)
-    raise Unsupported(f"no kernel for the input transform {names or 'of smoothing alone'}", fix="rotate, permute, rotate")
+    raise Unsupported(
+        f"no kernel for the input transform {names or 'of smoothing alone'}", fix="rotate, permute, rotate"
+    )

@@ -52,7 +52,7 @@ def wna16_kernel(
     BITS: tl.constexpr, GROUP: tl.constexpr, PER_INPUT: tl.constexpr, ASYMMETRIC: tl.constexpr, HAS_BIAS: tl.constexpr,
     SPLIT: tl.constexpr, WIDEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """``y`` [M, N] of x's type, or float32 partial sums [SPLIT, M, N]. WIDEN: multiply in float32, for the interpreter."""
+    """``y`` [M, N] of x's type, or float32 partial sums [SPLIT, M, N]. WIDEN: multiply in float32 (interpreter)."""
     LENGTH: tl.constexpr = 16 * BITS
     DTYPE: tl.constexpr = x.dtype.element_ty
     n_start = tl.program_id(0) * BN
@@ -70,7 +70,22 @@ def wna16_kernel(
             k = k_start + j
             inputs = tl.load(x + m[:, None] * stride_x + k[None, :], mask=in_m[:, None] & (k < K)[None, :], other=0.0)
             weight = dequantized_strip(
-                tile, scales, zeros, k, k_start, n, n_start, K, N, in_n, strip, BITS, GROUP, PER_INPUT, ASYMMETRIC, DTYPE
+                tile,
+                scales,
+                zeros,
+                k,
+                k_start,
+                n,
+                n_start,
+                K,
+                N,
+                in_n,
+                strip,
+                BITS,
+                GROUP,
+                PER_INPUT,
+                ASYMMETRIC,
+                DTYPE,
             )
             if WIDEN:
                 acc = tl.dot(weight.to(tl.float32), tl.trans(inputs.to(tl.float32)), acc, input_precision="ieee")

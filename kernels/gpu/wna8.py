@@ -57,7 +57,9 @@ def wna8_kernel(
                 part = corrected(
                     acc, row_sums, x_zeros, code_sums, zeros, group, groups, GROUP, n, m, N, M, BITS, ASYMMETRIC
                 )
-                scale = tl.load(scales + group * N + n, mask=n < tl.where(group < groups, N, 0), other=0.0).to(tl.float32)
+                scale = tl.load(scales + group * N + n, mask=n < tl.where(group < groups, N, 0), other=0.0).to(
+                    tl.float32
+                )
                 grouped += part.to(tl.float32) * scale[:, None]
                 acc = tl.zeros((BN, BM), tl.int32)
     if GROUP > 0:

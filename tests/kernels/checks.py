@@ -50,9 +50,7 @@ def weight_only(launch: ModuleType, count: int, config: Config, dtype: torch.dty
         close(y, exact, magnitude, x.shape[1])
 
 
-def integer(
-    launch: ModuleType, count: int, config: Config, spec: ActivationSpec, seed: int = 0, **kind: Any
-) -> None:
+def integer(launch: ModuleType, count: int, config: Config, spec: ActivationSpec, seed: int = 0, **kind: Any) -> None:
     """Quantized activations, then the integer product: the same bits as integer arithmetic gives."""
     linear = random_layer(seed=seed, **kind)
     packed = pack(linear)

@@ -52,7 +52,12 @@ def test_int4_weights(group: int, count: int) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "activation"),
-    [({"bits": 2}, None), ({"bits": 8, "group": 64}, None), ({"axis": "ic"}, None), ({"axis": "ic"}, ActivationSpec(8))],
+    [
+        ({"bits": 2}, None),
+        ({"bits": 8, "group": 64}, None),
+        ({"axis": "ic"}, None),
+        ({"axis": "ic"}, ActivationSpec(8)),
+    ],
 )
 def test_the_rest_is_dequantized(kind, activation) -> None:
     linear = random_layer(64, 128, activation=activation, **kind)

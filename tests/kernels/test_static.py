@@ -1,4 +1,4 @@
-"""What is read from compiled kernels; the two that matter most, compiled for every target. The rest: `tox -e static`."""
+"""What is read from compiled kernels; the two that matter most, for every target. All of them: `tox -e static`."""
 
 import json
 import os
