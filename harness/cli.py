@@ -42,6 +42,7 @@ class Listing(StrEnum):
     models = "models"
     tasks = "tasks"
     settings = "settings"
+    kernels = "kernels"
 
 
 DataRoot = Annotated[
@@ -136,7 +137,7 @@ def _print_results(found: Any, run: Path, format: Format, cells: bool) -> None:
 
 @app.command("list", epilog="Example: harness list methods")
 def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
-    """List methods, models, tasks or settings."""
+    """List methods, models, tasks, settings or kernels."""
     from rich.table import Table
     from rich.text import Text
 

@@ -77,17 +77,15 @@ class Job:
         method = self.method()
         with self.timings.timing("load"):
             model = self.load()
+        executions: Callable[[], Executions] | None = None
         if method is not None:
             with self.timings.timing("quantize"):
                 quantized = self.quantize(model, method)
             quantized.install(model.module, model.architecture)
-            executions = functools.cache(lambda: self.executions(model, quantized))
+            executions = functools.cache(functools.partial(self.executions, model, quantized))
             if self.cell.execute == "kernels":
-                from harness.kernels.execute import put_in_place
-
-                put_in_place(model.module, executions().kernels)
+                self.run_through_kernels(model, executions())
         else:
-            executions = None
             self.report_unquantized(model)
         with self.timings.timing("evaluate"):
             self.evaluate(pending, model, executions)
@@ -159,6 +157,12 @@ class Job:
         kernels = kernel_modules(load_packed(self.folder.packed), model.device)
         simulation = {name: model.module.get_submodule(name) for name in kernels}
         return Executions(simulation, kernels, check_precision(kernels, [1, 64]))
+
+    def run_through_kernels(self, model: LoadedModel, executions: Executions) -> None:
+        """What is evaluated from here on is what the kernels compute."""
+        from harness.kernels.execute import put_in_place
+
+        put_in_place(model.module, executions.kernels)
 
     def report_unquantized(self, model: LoadedModel) -> None:
         from harness.quantized import unquantized_size

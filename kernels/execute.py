@@ -101,7 +101,7 @@ class Executed:
     products: list[tuple[str, tuple[torch.dtype, ...]]] = field(default_factory=list)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[misc]  # torch does not type it
+class _Watch(TorchDispatchMode):
     def __init__(self, executed: Executed) -> None:
         super().__init__()
         self.executed = executed

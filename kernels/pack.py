@@ -106,11 +106,10 @@ def pack(linear: QuantizedLinear) -> PackedLinear:
     if reason := unpackable(linear.bits, linear.group_size, length, linear.axis):
         raise Unsupported(reason, fix="choose 2, 4 or 8 bits and groups of 64 or 128")
     symmetric = bool((linear.zeros == 2 ** (linear.bits - 1)).all())
-    turned = (lambda t: t.T.contiguous()) if linear.axis == "oc" else (lambda t: t.contiguous())
     return PackedLinear(
         qweight=_to_tiles(linear.codes ^ (1 << (linear.bits - 1)), linear.bits),
-        scales=turned(linear.scales),
-        zeros=None if symmetric else turned(linear.zeros),
+        scales=_turned(linear.scales, linear.axis),
+        zeros=None if symmetric else _turned(linear.zeros, linear.axis),
         bits=linear.bits,
         group_size=linear.group_size,
         axis=linear.axis,
@@ -124,13 +123,12 @@ def pack(linear: QuantizedLinear) -> PackedLinear:
 
 def unpack(packed: PackedLinear) -> QuantizedLinear:
     """The inverse of :func:`pack`, exact."""
-    turned = (lambda t: t.T.contiguous()) if packed.axis == "oc" else (lambda t: t)
     half = 2 ** (packed.bits - 1)
     zeros = torch.full_like(packed.scales, half, dtype=torch.uint8) if packed.zeros is None else packed.zeros
     return QuantizedLinear(
         codes=_fields(packed) ^ half,
-        scales=turned(packed.scales),
-        zeros=turned(zeros),
+        scales=_turned(packed.scales, packed.axis),
+        zeros=_turned(zeros, packed.axis),
         bits=packed.bits,
         group_size=packed.group_size,
         axis=packed.axis,
@@ -144,6 +142,11 @@ def signed_codes(packed: PackedLinear) -> torch.Tensor:
     """int8 [out, in]: the codes less 2^(bits−1)."""
     shift = 8 - packed.bits
     return (_fields(packed) << shift).view(torch.int8) >> shift
+
+
+def _turned(grid: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """From [out, groups] to [groups, out] and back for ``oc``; ``ic`` lies as the kernels read it."""
+    return grid.T.contiguous() if axis == "oc" else grid.contiguous()
 
 
 def _to_tiles(fields: UInt8[torch.Tensor, "out in"], bits: int) -> UInt8[torch.Tensor, "a b 64 row_bytes"]:

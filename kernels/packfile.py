@@ -55,7 +55,8 @@ def load_packed(path: Path) -> dict[str, PackedLinear]:
         raise HarnessError(
             f"{path.name} has packed format {header['format']}, not {FORMAT_VERSION}", where=str(path), fix="pack again"
         )
-    layers, transforms = {}, dict[str, InputTransform]()
+    layers: dict[str, PackedLinear] = {}
+    transforms: dict[str, InputTransform] = {}
     for name, about in header["layers"].items():
         if _sha256(_own(name, tensors)) != about["sha256"]:
             raise HarnessError(f"layer {name} is not as it was written", where=str(path), fix="pack again")
