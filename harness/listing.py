@@ -14,7 +14,7 @@ Row = tuple[str, str, str]
 
 
 def rows(what: str) -> Iterator[Row]:
-    """Name, summary and options of each thing of a kind: ``methods``, ``models``, ``tasks``, ``settings``, ``kernels``."""
+    """Name, summary and options of each thing of a kind: methods, models, tasks, settings or kernels."""
     kinds: dict[str, Callable[[], Iterator[Row]]] = {
         "methods": _methods, "models": _models, "tasks": _tasks, "settings": _settings,
         "kernels": _kernels,
