@@ -8,10 +8,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from harness.specs import Scalar, canonical
 
+Execution = Literal["simulation", "kernels"]
+EXECUTIONS: tuple[Execution, ...] = ("simulation", "kernels")
 FORMAT = 1  # of plan.json, cell.json and the artifacts; part of every cell's identity
 BASELINE = "fp"
 
@@ -35,6 +37,7 @@ class Cell:
     calibration_sha256: str | None
     tasks: tuple[str, ...]
     data_root: str | None
+    execute: Execution = "simulation"
 
     @functools.cached_property
     def id(self) -> str:

@@ -50,6 +50,7 @@ class Listing(StrEnum):
     models = "models"
     tasks = "tasks"
     settings = "settings"
+    kernels = "kernels"
 
 
 DataRoot = Annotated[
@@ -80,6 +81,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of calibration windows and methods.")] = None,
     dtype: Annotated[str | None, typer.Option(help="default, float32, bfloat16, float16 or checkpoint")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    execute: Annotated[
+        str | None, typer.Option(help="simulation, or kernels: score what the packed codes give")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Documents of each lm-eval task.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Also run again the cells that failed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -90,7 +94,8 @@ def run(
     flags = {
         "methods": _listed(methods), "models": _listed(models), "settings": _listed(settings), "tasks": _listed(tasks),
         "calibration": calibration, "data_root": data_root, "out": out, "jobs": jobs, "threads": threads,
-        "timeout": timeout, "memory": memory, "seed": seed, "dtype": dtype, "device": device, "limit": limit,
+        "timeout": timeout, "memory": memory, "seed": seed, "dtype": dtype, "device": device, "execute": execute,
+        "limit": limit,
     }  # fmt: skip
     asked = request.request_from(request.read_toml(file) if file else {}, flags)
     draft = plan.draft(asked)
@@ -184,7 +189,7 @@ def leaderboard(
 
 @app.command("list", epilog="Example: harness list methods")
 def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
-    """List methods, models, tasks or settings."""
+    """List methods, models, tasks, settings or kernels."""
     from rich.table import Table
     from rich.text import Text
 
@@ -227,6 +232,29 @@ def doctor(
     _console().print(table)
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(_FAILED)
+
+
+@app.command(epilog="Example: harness bench --models llama2-7b --settings W4A16g128,W4A8 --tokens 1,16,128")
+def bench(
+    models: Annotated[
+        str, typer.Option(help="Whose layer shapes: presets, or checkpoints on this machine.")
+    ] = "llama2-7b",
+    settings: Annotated[str, typer.Option(help="Kernel paths, as settings.")] = "W4A16g128,W4A8",
+    tokens: Annotated[str, typer.Option(help="Numbers of tokens, 1 to 4096.")] = "1,4,16,128",
+    out: Annotated[Path, typer.Option(help="Folder for the raw samples.")] = Path("runs/bench"),
+    static: Annotated[bool, typer.Option("--static", help="Compile for every GPU and look; time nothing.")] = False,
+    targets: Annotated[str, typer.Option(help="With --static: sm_80,…,gfx942.")] = "",
+    tighten: Annotated[bool, typer.Option("--tighten", help="With --static: record loops that got shorter.")] = False,
+) -> None:
+    """Time the kernels that run here, or look at compiled ones for GPUs that are not here."""
+    from harness import benchmarking
+
+    if static:
+        faults = benchmarking.static(_listed(targets) or (), out, _console(), tighten=tighten)
+        if faults:
+            raise typer.Exit(_FAILED)
+    else:
+        benchmarking.timed(_listed(models) or (), _listed(settings) or (), _listed(tokens) or (), out, _console())
 
 
 def main() -> None:

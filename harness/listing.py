@@ -14,9 +14,10 @@ Row = tuple[str, str, str]
 
 
 def rows(what: str) -> Iterator[Row]:
-    """Name, summary and options of each thing of a kind: ``methods``, ``models``, ``tasks``, ``settings``."""
+    """Name, summary and options of each thing of a kind: methods, models, tasks, settings or kernels."""
     kinds: dict[str, Callable[[], Iterator[Row]]] = {
         "methods": _methods, "models": _models, "tasks": _tasks, "settings": _settings,
+        "kernels": _kernels,
     }  # fmt: skip
     return kinds[what]()
 
@@ -49,6 +50,18 @@ def _settings() -> Iterator[Row]:
     yield "g<size>", "weights that share a scale (left out: an output channel)", "a divisor of every layer's inputs"
     yield "sym", "symmetric weights and activations", ""
     yield "W4A4KV4g64sym", "all of it; 16 bits means not quantized", ""
+
+
+def _kernels() -> Iterator[Row]:
+    gpu, cpu = "GPU (Triton)", "CPU (torch)"
+    yield "wna16", "W4A16, W2A16: dequantized in registers, half-precision tensor cores", gpu
+    yield "wna16_gemv", "the same for up to 4 tokens, without tensor cores", gpu
+    yield "wna8", "W4A8, W4A4: int8 tensor cores, zero points corrected exactly", gpu
+    yield "act_quant", "activations per token: codes, scales, zero points, row sums", gpu
+    yield "rotate_quantize, rotate_permute", "smooth, rotate, permute, rotate, quantize", gpu
+    yield "aten::_weight_int4pack_mm_for_cpu", "W4A16 in bfloat16, groups of 32 to 256 inputs", cpu
+    yield "onednn::qlinear_pointwise", "W4A8, W4A4 as uint8 × int8, a scale per output channel", cpu
+    yield "aten::mm of bfloat16, dequantized", "every other packed layer", cpu
 
 
 def _options(options: Sequence[Option]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from harness.calibration import CalibrationSpec, calibration_problem
-from harness.cells import BASELINE, Cell
+from harness.cells import BASELINE, EXECUTIONS, Cell, Execution
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.errors import HarnessError, Problems
 from harness.limits import parse_bytes
@@ -25,7 +25,7 @@ from harness.registry import MethodInfo, describe_methods, find_method, is_path
 from harness.request import Request
 from harness.settings import FULL_PRECISION, Setting
 from harness.specs import Scalar, Spec, bind, canonical
-from harness.tasks.catalogue import TaskSpec, parse_task, task_problems
+from harness.tasks.catalogue import KERNELS_SUFFIX, TaskSpec, parse_task, task_problems
 
 DTYPES = ("default", "float32", "bfloat16", "float16", "checkpoint")
 DEVICES = ("auto", "cpu", "cuda")
@@ -60,6 +60,7 @@ class Draft:
     seed: int
     dtype: str
     device: str
+    execute: Execution
     warnings: tuple[str, ...]
 
 
@@ -75,6 +76,8 @@ def draft(request: Request) -> Draft:
     models = _present(each(request.models, resolve_model))
     settings = _present(each(request.settings, Setting.parse))
     tasks = _present(each(request.tasks, lambda text: _task(text, request.limit)))
+    if request.execute == "kernels":
+        tasks = _with_difference(tasks)
     calibration = _tried(problems, CalibrationSpec.parse, request.calibration)
     data_root = Path(request.data_root).expanduser().resolve() if request.data_root else None
 
@@ -90,11 +93,12 @@ def draft(request: Request) -> Draft:
             problems += model_problems(model.path, model.name, settings)
     if problems or calibration is None:
         raise Problems(problems)
+    execute: Execution = "kernels" if request.execute == "kernels" else "simulation"
     device = default_device() if request.device == "auto" else request.device
     dtype = request.dtype if request.dtype != "default" else "float32" if device == "cpu" else "checkpoint"
     quantizing = tuple(method for method in methods if method.info.name != BASELINE)
     return Draft(
-        models, quantizing, settings, tasks, calibration, data_root, request.seed, dtype, device,
+        models, quantizing, settings, tasks, calibration, data_root, request.seed, dtype, device, execute,
         warnings=tuple(_grid_warnings(models, settings)),
     )  # fmt: skip
 
@@ -153,8 +157,9 @@ def _cells_of(draft: Draft, name: str, facts: ModelFacts) -> list[Cell]:
             seed=draft.seed,
             calibration=str(draft.calibration),
             calibration_sha256=facts.calibration_sha256 if method else None,
-            tasks=tuple(task.key for task in draft.tasks),
+            tasks=tuple(task.key for task in draft.tasks if method or task.kind != "kernels"),
             data_root=str(draft.data_root) if draft.data_root else None,
+            execute=draft.execute,
         )
         for method, setting in pairs(draft)
     ]
@@ -188,6 +193,14 @@ def _task(text: str, limit: int | None) -> TaskSpec:
     return task
 
 
+def _with_difference(tasks: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:
+    """What runs through kernels is compared with its simulation; where no task does so, on the first corpus named."""
+    if any(task.kind == "kernels" for task in tasks):
+        return tasks
+    corpus = next((task.corpus for task in tasks if task.kind != "lm_eval"), "pydoc")
+    return *tasks, parse_task(f"{corpus}{KERNELS_SUFFIX}:windows=4:length=512")
+
+
 def _empty(request: Request) -> list[HarnessError]:
     wanted = {
         "methods": ("no method is named", "--methods rtn (`harness list methods` shows what there is)"),
@@ -206,7 +219,11 @@ def _doubles(kind: str, names: Sequence[str]) -> list[HarnessError]:
 
 def _wrong_words(request: Request) -> list[HarnessError]:
     problems: list[HarnessError] = []
-    for flag, value, legal in (("dtype", request.dtype, DTYPES), ("device", request.device, DEVICES)):
+    for flag, value, legal in (
+        ("dtype", request.dtype, DTYPES),
+        ("device", request.device, DEVICES),
+        ("execute", request.execute, EXECUTIONS),
+    ):
         if value not in legal:
             problems.append(HarnessError(f"--{flag} {value!r} is not offered", fix=f"choose from {', '.join(legal)}"))
     for flag, number, least in (

@@ -70,6 +70,7 @@ def terms_of(draft: Draft) -> dict[str, str]:
     """What all cells of a run must share to be compared on equal terms."""
     return {
         "calibration": str(draft.calibration), "seed": str(draft.seed), "dtype": draft.dtype, "device": draft.device,
+        "execute": draft.execute,
     }  # fmt: skip
 
 

@@ -30,6 +30,7 @@ class Request:
     seed: int = 0
     dtype: str = "default"
     device: str = "auto"
+    execute: str = "simulation"
     limit: int | None = None
     out: str | None = None
     jobs: int = 1

@@ -38,6 +38,11 @@ class CellFolder:
         return self.path / "quantized.safetensors"
 
     @property
+    def packed(self) -> Path:
+        """The layers as the kernels read them, where a task or ``--execute kernels`` runs those."""
+        return self.path / "packed.safetensors"
+
+    @property
     def quantized_report(self) -> Path:
         """Written after :attr:`quantized`: its presence says that the artifact is whole."""
         return self.path / "quantized.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,16 @@ class InputTransform:
         rotations = sum(step.matrix.shape[0] for step in self.steps if isinstance(step, BlockRotation))
         return channels * (rotations + (self.smooth is not None))
 
+    def to(self, device: torch.device | str) -> InputTransform:
+        """The same transform with its tensors on ``device``."""
+        steps = (
+            BlockRotation(step.matrix.to(device))
+            if isinstance(step, BlockRotation)
+            else Permutation(step.indices.to(device))
+            for step in self.steps
+        )
+        return InputTransform(None if self.smooth is None else self.smooth.to(device), tuple(steps))
+
     def apply(self, x: Float[torch.Tensor, "*rows c"]) -> Float[torch.Tensor, "*rows c"]:
         """The transformed input of the layer."""
         return self._steps(x if self.smooth is None else x / self.smooth.to(x.dtype))
@@ -83,3 +94,28 @@ class InputTransform:
         for step in self.steps:
             x = step.apply(x)
         return x
+
+
+def transform_to_tensors(owner: str, transform: InputTransform) -> dict[str, torch.Tensor]:
+    """The parts of a transform under names that begin with its owner's, as files keep them."""
+    tensors = {}
+    if transform.smooth is not None:
+        tensors[f"{owner}|smooth"] = transform.smooth.contiguous()
+    for i, step in enumerate(transform.steps):
+        value = step.matrix if isinstance(step, BlockRotation) else step.indices
+        kind = "rotation" if isinstance(step, BlockRotation) else "permutation"
+        tensors[f"{owner}|step{i}|{kind}"] = value.contiguous()
+    return tensors
+
+
+def transform_from_tensors(owner: str, tensors: Mapping[str, torch.Tensor]) -> InputTransform:
+    """The inverse of :func:`transform_to_tensors`."""
+    steps: list[BlockRotation | Permutation] = []
+    while True:
+        prefix = f"{owner}|step{len(steps)}|"
+        if f"{prefix}rotation" in tensors:
+            steps.append(BlockRotation(tensors[f"{prefix}rotation"]))
+        elif f"{prefix}permutation" in tensors:
+            steps.append(Permutation(tensors[f"{prefix}permutation"]))
+        else:
+            return InputTransform(tensors.get(f"{owner}|smooth"), tuple(steps))

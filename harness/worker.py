@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import random
@@ -33,6 +34,7 @@ from harness.tasks.result_files import read_summary
 if TYPE_CHECKING:  # the heavy half is imported when the cell is known to need it
     import torch
 
+    from harness.kernels.difference import Executions
     from harness.method import Method
     from harness.models import LoadedModel
     from harness.quantized import QuantizedModel
@@ -75,14 +77,18 @@ class Job:
         method = self.method()
         with self.timings.timing("load"):
             model = self.load()
+        executions: Callable[[], Executions] | None = None
         if method is not None:
             with self.timings.timing("quantize"):
                 quantized = self.quantize(model, method)
             quantized.install(model.module, model.architecture)
+            executions = functools.cache(functools.partial(self.executions, model, quantized))
+            if self.cell.execute == "kernels":
+                self.run_through_kernels(model, executions())
         else:
             self.report_unquantized(model)
         with self.timings.timing("evaluate"):
-            self.evaluate(pending, model)
+            self.evaluate(pending, model, executions)
 
     def pending_tasks(self) -> list[TaskSpec]:
         return [parse_task(task) for task in self.cell.tasks if read_summary(self.folder.tasks, task) is None]
@@ -140,6 +146,24 @@ class Job:
         run = RunFolder(self.folder.path.parents[1])
         return load_file(run.calibration(self.cell.calibration_sha256))["ids"]
 
+    def executions(self, model: LoadedModel, quantized: QuantizedModel) -> Executions:
+        """The simulation that is in place, and the kernels on the packed layers as they lie on disk."""
+        from harness.kernels.difference import Executions
+        from harness.kernels.execute import check_precision, kernel_modules, packed_layers
+        from harness.kernels.packfile import load_packed, save_packed
+
+        if not self.folder.packed.is_file():
+            save_packed(packed_layers(quantized.linears), self.folder.packed)
+        kernels = kernel_modules(load_packed(self.folder.packed), model.device)
+        simulation = {name: model.module.get_submodule(name) for name in kernels}
+        return Executions(simulation, kernels, check_precision(kernels, [1, 64]))
+
+    def run_through_kernels(self, model: LoadedModel, executions: Executions) -> None:
+        """What is evaluated from here on is what the kernels compute."""
+        from harness.kernels.execute import put_in_place
+
+        put_in_place(model.module, executions.kernels)
+
     def report_unquantized(self, model: LoadedModel) -> None:
         from harness.quantized import unquantized_size
 
@@ -154,7 +178,9 @@ class Job:
             "report": list(report),
         })  # fmt: skip
 
-    def evaluate(self, pending: Sequence[TaskSpec], model: LoadedModel) -> None:
+    def evaluate(
+        self, pending: Sequence[TaskSpec], model: LoadedModel, executions: Callable[[], Executions] | None
+    ) -> None:
         """Evaluate the tasks; each is written, then announced, as soon as it is final."""
         from harness.models import load_model
         from harness.tasks.evaluate import evaluate
@@ -169,6 +195,7 @@ class Job:
             pending,
             model,
             reference=None if self.cell.is_baseline else reference,
+            executions=executions,
             data_root=data_root,
             seed=self.cell.seed,
             progress=self.progress,

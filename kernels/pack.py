@@ -1,42 +1,168 @@
-"""Codes of 2, 3, 4 or 8 bits, packed densely into bytes and back."""
+"""The packed format that every kernel reads: codes in tiles of 64 outputs × 128 inputs, scales, zero points.
+
+A tile row holds 128 codes in ``16 · bits`` bytes. Byte ``j`` has the code of input ``j`` in its lowest bits, that of
+input ``j + L`` above it, and so on in ``8 / bits`` strips of ``L = 16 · bits`` consecutive inputs: a strip is unpacked
+with one shift and one mask, stays contiguous beside the activations it is multiplied with, and a row is a whole number
+of 16-byte loads. Codes are stored as two's complement (code − 2^(bits−1)): shifted to the top of a byte, a field is the
+signed code times 2^(8−bits) and goes into an integer dot as it is. Layers are padded with zeros to whole tiles.
+"""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Float16, Int32, UInt8
+
+from harness.errors import Unsupported
+from harness.linear import QuantizedLinear
+from harness.quantizer import ActivationSpec, Axis
+from harness.transform import InputTransform
+
+TILE_OUT, TILE_IN = 64, 128
+PACKED_BITS = (2, 4, 8)
 
 
-def pack_bits(codes: UInt8[torch.Tensor, "*shape"], bits: int) -> UInt8[torch.Tensor, " packed"]:
-    """The codes in row-major order, first code in the lowest bits; the last word is padded with zeros."""
-    codes_per_word, bytes_per_word = _word(bits)
-    flat = _padded(codes.flatten(), codes_per_word).reshape(-1, codes_per_word)
-    word = torch.zeros(flat.shape[0], dtype=torch.int32, device=codes.device)
-    for i in range(codes_per_word):
-        word |= flat[:, i].int() << (i * bits)
-    return torch.stack([(word >> (8 * j)) & 0xFF for j in range(bytes_per_word)], dim=1).to(torch.uint8).flatten()
+@dataclass(frozen=True)
+class PackedLinear:
+    """One linear layer as the kernels read it.
+
+    ``qweight``: tiles [out / 64, in / 128, 64, 16 · bits], padded. ``scales`` and ``zeros`` (unsigned, as the codes;
+    None: all 2^(bits−1)) are [groups, out] for axis ``oc`` and [groups, in] for ``ic``, not padded.
+    """
+
+    qweight: UInt8[torch.Tensor, "tiles_out tiles_in 64 row_bytes"]
+    scales: Float16[torch.Tensor, "groups channels"]
+    zeros: UInt8[torch.Tensor, "groups channels"] | None
+    bits: int
+    group_size: int
+    axis: Axis
+    out_features: int
+    in_features: int
+    bias: Float[torch.Tensor, " out"] | None = None
+    activation: ActivationSpec | None = None
+    transform: InputTransform | None = None
+
+    @property
+    def padded_in(self) -> int:
+        return self.qweight.shape[1] * TILE_IN
+
+    @property
+    def padded_out(self) -> int:
+        return self.qweight.shape[0] * TILE_OUT
+
+    @property
+    def whole_channels(self) -> bool:
+        """One scale for each output (``oc``) or input (``ic``) channel."""
+        return self.scales.shape[0] == 1
+
+    @cached_property
+    def code_sums(self) -> Int32[torch.Tensor, "groups out"]:
+        """Sums of the signed codes of each group along the inputs: what a zero point of the input is multiplied by."""
+        signed = signed_codes(self).to(torch.int32)
+        return signed.reshape(self.out_features, -1, self.group_size).sum(2, dtype=torch.int32).T.contiguous()
+
+    @property
+    def signed_zeros(self) -> Int32[torch.Tensor, "groups channels"]:
+        """Zero points of the signed codes."""
+        half = 2 ** (self.bits - 1)
+        return torch.zeros_like(self.scales, dtype=torch.int32) if self.zeros is None else self.zeros.int() - half
+
+    def to(self, device: torch.device | str) -> PackedLinear:
+        """The same layer with its tensors on ``device``."""
+
+        def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        return replace(
+            self,
+            qweight=self.qweight.to(device),
+            scales=self.scales.to(device),
+            zeros=moved(self.zeros),
+            bias=moved(self.bias),
+            transform=None if self.transform is None else self.transform.to(device),
+        )
 
 
-def unpack_bits(
-    packed: UInt8[torch.Tensor, " packed"], bits: int, shape: tuple[int, ...]
-) -> UInt8[torch.Tensor, "*shape"]:
-    """The inverse of :func:`pack_bits`."""
-    codes_per_word, bytes_per_word = _word(bits)
-    parts = packed.reshape(-1, bytes_per_word)
-    word = torch.zeros(parts.shape[0], dtype=torch.int32, device=packed.device)
-    for j in range(bytes_per_word):
-        word |= parts[:, j].int() << (8 * j)
-    codes = torch.stack([(word >> (i * bits)) & (2**bits - 1) for i in range(codes_per_word)], dim=1)
-    return codes.to(torch.uint8).flatten()[: math.prod(shape)].reshape(shape)
+def unpackable(bits: int, group_size: int, length: int, axis: Axis) -> str | None:
+    """Why a layer cannot be packed, or None. ``length``: of the dimension that the groups lie along."""
+    if bits not in PACKED_BITS:
+        return f"no packed format for {bits}-bit codes (there is one for {', '.join(map(str, PACKED_BITS))})"
+    if group_size == length:
+        return None
+    if axis == "oc" and (group_size % TILE_IN == 0 or (TILE_IN % group_size == 0 and group_size >= 32)):
+        return None
+    if axis == "ic" and group_size % TILE_OUT == 0:
+        return None
+    legal = "32, 64 or multiples of 128 inputs" if axis == "oc" else "multiples of 64 outputs"
+    return f"groups of {group_size} do not fit the tiles: {legal}, or whole channels"
 
 
-def _padded(flat: UInt8[torch.Tensor, " n"], multiple: int) -> UInt8[torch.Tensor, " padded"]:
-    missing = -flat.numel() % multiple
-    return torch.nn.functional.pad(flat, (0, missing)) if missing else flat
+def pack(linear: QuantizedLinear) -> PackedLinear:
+    """The layer in tiles. Raises Unsupported for bits or groups that the tiles do not hold."""
+    out, inputs = linear.codes.shape
+    length = inputs if linear.axis == "oc" else out
+    if reason := unpackable(linear.bits, linear.group_size, length, linear.axis):
+        raise Unsupported(reason, fix="choose 2, 4 or 8 bits and groups of 64 or 128")
+    symmetric = bool((linear.zeros == 2 ** (linear.bits - 1)).all())
+    return PackedLinear(
+        qweight=_to_tiles(linear.codes ^ (1 << (linear.bits - 1)), linear.bits),
+        scales=_turned(linear.scales, linear.axis),
+        zeros=None if symmetric else _turned(linear.zeros, linear.axis),
+        bits=linear.bits,
+        group_size=linear.group_size,
+        axis=linear.axis,
+        out_features=out,
+        in_features=inputs,
+        bias=linear.bias,
+        activation=linear.activation,
+        transform=linear.transform,
+    )
 
 
-def _word(bits: int) -> tuple[int, int]:
-    """Codes and bytes of the smallest word that holds whole codes in whole bytes."""
-    common = math.lcm(bits, 8)
-    return common // bits, common // 8
+def unpack(packed: PackedLinear) -> QuantizedLinear:
+    """The inverse of :func:`pack`, exact."""
+    half = 2 ** (packed.bits - 1)
+    zeros = torch.full_like(packed.scales, half, dtype=torch.uint8) if packed.zeros is None else packed.zeros
+    return QuantizedLinear(
+        codes=_fields(packed) ^ half,
+        scales=_turned(packed.scales, packed.axis),
+        zeros=_turned(zeros, packed.axis),
+        bits=packed.bits,
+        group_size=packed.group_size,
+        axis=packed.axis,
+        bias=packed.bias,
+        activation=packed.activation,
+        transform=packed.transform,
+    )
+
+
+def signed_codes(packed: PackedLinear) -> torch.Tensor:
+    """int8 [out, in]: the codes less 2^(bits−1)."""
+    shift = 8 - packed.bits
+    return (_fields(packed) << shift).view(torch.int8) >> shift
+
+
+def _turned(grid: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """From [out, groups] to [groups, out] and back for ``oc``; ``ic`` lies as the kernels read it."""
+    return grid.T.contiguous() if axis == "oc" else grid.contiguous()
+
+
+def _to_tiles(fields: UInt8[torch.Tensor, "out in"], bits: int) -> UInt8[torch.Tensor, "a b 64 row_bytes"]:
+    out, inputs = fields.shape
+    padded = torch.nn.functional.pad(fields, (0, -inputs % TILE_IN, 0, -out % TILE_OUT))
+    strips = 8 // bits
+    tiles = padded.reshape(padded.shape[0] // TILE_OUT, TILE_OUT, padded.shape[1] // TILE_IN, strips, 16 * bits)
+    packed = torch.zeros_like(tiles[:, :, :, 0])
+    for strip in range(strips):
+        packed |= tiles[:, :, :, strip] << (bits * strip)
+    return packed.transpose(1, 2).contiguous()
+
+
+def _fields(packed: PackedLinear) -> UInt8[torch.Tensor, "out in"]:
+    """The stored bits of every code, [out, in], without the padding."""
+    bits, mask = packed.bits, 2**packed.bits - 1
+    rows = packed.qweight.transpose(1, 2)
+    strips = torch.stack([(rows >> (bits * strip)) & mask for strip in range(8 // bits)], dim=3)
+    return strips.reshape(packed.padded_out, packed.padded_in)[: packed.out_features, : packed.in_features].contiguous()

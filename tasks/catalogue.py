@@ -1,6 +1,7 @@
 """The tasks there are, and what a task's text (``wikitext2:windows=16``) means; imports nothing heavy.
 
-``<corpus>`` is token perplexity, ``<corpus>_kl`` divergence from the full-precision model, every other name lm-eval's
+``<corpus>`` is token perplexity, ``<corpus>_kl`` divergence from the full-precision model, ``<corpus>_kernels`` the
+difference between kernels and simulation, every other name lm-eval's
 (whose own ``c4`` is hidden by ours).
 lm-eval's tasks are found in its package folder without importing it: its YAML files are read for their names once and
 the index is kept in the cache folder.
@@ -18,8 +19,8 @@ from harness.errors import HarnessError, unknown
 from harness.specs import Option, Scalar, Spec, bind, canonical, options_of
 from harness.tasks import lm_eval_index
 
-Kind = Literal["perplexity", "kl", "lm_eval"]
-KL_SUFFIX = "_kl"
+Kind = Literal["perplexity", "kl", "kernels", "lm_eval"]
+KL_SUFFIX, KERNELS_SUFFIX = "_kl", "_kernels"
 
 OFFLINE_TASKS = {
     "pydoc_cloze": "which of four sentences comes next in Python's documentation (test part of pydoc)",
@@ -58,8 +59,8 @@ class TaskSpec:
 
     @property
     def corpus(self) -> str:
-        """The corpus that a perplexity or KL task reads."""
-        return self.name.removesuffix(KL_SUFFIX)
+        """The corpus that a perplexity, KL or kernels task reads."""
+        return self.name.removesuffix(KL_SUFFIX).removesuffix(KERNELS_SUFFIX)
 
     def count(self, option: str) -> int | None:
         """An option that counts something."""
@@ -99,6 +100,10 @@ def describe_tasks() -> list[TaskInfo]:
         TaskInfo(name + KL_SUFFIX, f"KL divergence from the full-precision model, on {corpus.summary}", windows)
         for name, corpus in CORPORA.items()
     ]
+    infos += [
+        TaskInfo(name + KERNELS_SUFFIX, f"difference between kernels and simulation, on {corpus.summary}", windows)
+        for name, corpus in CORPORA.items()
+    ]
     infos += [TaskInfo(name, summary, documents) for name, summary in OFFLINE_TASKS.items()]
     infos.append(TaskInfo("<lm-eval task or group>", "any, by its own name: piqa, arc_easy, mmlu …", documents))
     return infos
@@ -122,9 +127,11 @@ def _kind(name: str) -> Kind:
         return "perplexity"
     if name.endswith(KL_SUFFIX) and name.removesuffix(KL_SUFFIX) in CORPORA:
         return "kl"
+    if name.endswith(KERNELS_SUFFIX) and name.removesuffix(KERNELS_SUFFIX) in CORPORA:
+        return "kernels"
     if name in OFFLINE_TASKS or lm_eval_index.is_known(name):
         return "lm_eval"
-    own = [*CORPORA, *(corpus + KL_SUFFIX for corpus in CORPORA), *OFFLINE_TASKS]
+    own = [*CORPORA, *(corpus + suffix for corpus in CORPORA for suffix in (KL_SUFFIX, KERNELS_SUFFIX)), *OFFLINE_TASKS]
     raise unknown("task", name, [*own, *lm_eval_index.names()], listing="harness list tasks")
 
 

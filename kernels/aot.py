@@ -1,0 +1,133 @@
+"""Compile the shipped kernels ahead of time, for GPUs that are not here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.kernels.configs import Config, Kernel, shipped
+from harness.kernels.sass import Binary, read_amd, read_nvidia
+from harness.paths import cache_dir
+
+_POINTERS = {
+    "qweight": "*u8", "scales": "*fp16", "zeros": "*u8", "x_scales": "*fp32", "x_zeros": "*i32", "row_sums": "*i32",
+    "code_sums": "*i32", "indices": "*i64", "targets": "*i64", "smooth": "*fp32", "first": "*fp32", "second": "*fp32",
+}  # fmt: skip
+# What a layer's sizes are divisible by where vector loads are to be used; the launcher finds it out from the values.
+_DIVISIBLE = ("N", "K", "padded_in", "padded_out", "stride_x")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with all that is fixed when it is compiled. ``of`` is its family, which expectations go by."""
+
+    name: str
+    of: str
+    constants: Mapping[str, Any]
+    warps: int
+    stages: int
+    pointers: Mapping[str, str] = field(default_factory=dict)
+
+
+def variants(target: str) -> Iterator[Variant]:
+    """All that is shipped for a target: every configuration, both half precisions, both widths, both axes."""
+    for dtype in ("fp16", "bf16"):
+        for config in shipped("wna16", target):
+            yield _weight_only("wna16", 4, config, dtype)
+    for config in shipped("wna16_gemv", target):
+        yield _weight_only("wna16_gemv", 4, config, "fp16")
+    small = shipped("wna16", target)[0]
+    yield _weight_only("wna16", 2, small, "fp16")
+    yield _weight_only("wna16", 4, small, "fp16", axis="ic")
+    for config in shipped("wna8", target):
+        yield _integer(config, group=0)
+    yield _integer(shipped("wna8", target)[0], group=128)
+    for bits in (4, 8):
+        constants = {"BITS": bits, "SYMMETRIC": False, "GROUP": 0, "BM": 1, "BK": 4096}
+        yield Variant(f"act_quant a{bits} 4096", "act_quant", constants, 8, 3, {"codes": "*i8", **_ROWS})
+    rotation = {"B": 128, "HAS_SMOOTH": False, "PERMUTES": True, "WIDEN": False}
+    whole = {"ROTATES_TWICE": True, "QUANTIZES": True, "BITS": 4, "SYMMETRIC": False, "GROUP": 0, "BM": 1, "BK": 4096}
+    yield Variant("rotate_quantize 4096", "rotate_quantize", {**rotation, **whole}, 8, 3, {"codes": "*i8", **_ROWS})
+    yield Variant("rotate_permute 16x128", "rotate_permute", {**rotation, "BM": 16}, 4, 3)
+
+
+_ROWS = {"scales": "*fp32", "zeros": "*i32"}
+
+
+def compiled(variant: Variant, target: str) -> Binary:
+    """Compile for a target and read what came out. Raises HarnessError where Triton is missing or interpreting."""
+    triton, source = _triton(), _function(variant.of)
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names: list[str] = source.arg_names
+    signature = {name: "constexpr" if name in variant.constants else _type(name, variant) for name in names}
+    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in _DIVISIBLE]
+    hardware = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
+    result = triton.compile(
+        ASTSource(source, signature, dict(variant.constants), {(i,): [["tt.divisibility", 16]] for i in aligned}),
+        target=hardware,
+        options={"num_warps": variant.warps, "num_stages": variant.stages},
+    )
+    if target.startswith("gfx"):
+        return read_amd(result.asm["amdgcn"], result.metadata.shared)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return read_nvidia(result.asm["cubin"], result.asm["ptx"], result.metadata.shared, tool)
+
+
+def _weight_only(kernel: Kernel, bits: int, config: Config, dtype: str, axis: str = "oc") -> Variant:
+    constants = {
+        "BITS": bits, "GROUP": 128, "PER_INPUT": axis == "ic", "ASYMMETRIC": True, "HAS_BIAS": False, "SPLIT": 1,
+        "WIDEN": False, "BM": config.block_m, "BN": config.block_n,
+    }  # fmt: skip
+    name = f"{kernel} w{bits} {dtype} {axis} {config.block_m}x{config.block_n}"
+    pointers = dict.fromkeys(("x", "bias", "y"), f"*{dtype}")
+    return Variant(name, kernel, constants, config.warps, config.stages, pointers)
+
+
+def _integer(config: Config, group: int) -> Variant:
+    constants = {
+        "BITS": 4, "GROUP": group, "ASYMMETRIC": True, "HAS_BIAS": False, "BM": config.block_m, "BN": config.block_n,
+    }  # fmt: skip
+    name = f"wna8 w4 {f'g{group}' if group else 'channel'} {config.block_m}x{config.block_n}"
+    return Variant(name, "wna8", constants, config.warps, config.stages, {"x": "*i8", "qweight": "*i8"})
+
+
+def _type(name: str, variant: Variant) -> str:
+    if name in variant.pointers:
+        return variant.pointers[name]
+    if name in _POINTERS:
+        return _POINTERS[name]
+    if name in ("x", "y", "bias", "codes"):
+        return "*fp16"
+    return "fp32" if name == "clip" else "i32"
+
+
+def _function(family: str) -> Any:
+    from harness.kernels.gpu.act_quant import act_quant_kernel
+    from harness.kernels.gpu.rotate import rotate_permute_kernel, rotate_quantize_kernel
+    from harness.kernels.gpu.wna8 import wna8_kernel
+    from harness.kernels.gpu.wna16 import wna16_kernel
+    from harness.kernels.gpu.wna16_gemv import wna16_gemv_kernel
+
+    functions: dict[str, Callable[..., Any]] = {
+        "wna16": wna16_kernel, "wna16_gemv": wna16_gemv_kernel, "wna8": wna8_kernel, "act_quant": act_quant_kernel,
+        "rotate_quantize": rotate_quantize_kernel, "rotate_permute": rotate_permute_kernel,
+    }  # fmt: skip
+    return functions[family]
+
+
+def _triton() -> Any:
+    if os.environ.get("TRITON_INTERPRET"):
+        raise HarnessError("TRITON_INTERPRET is set: kernels are interpreted, not compiled", fix="unset it")
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its default is about to change, and results depend on it
+    try:
+        import triton
+    except ImportError:
+        raise HarnessError("triton is not installed", fix="pip install triton (Linux)") from None
+    return triton

@@ -1,0 +1,103 @@
+"""Launch configurations as plain data: per kernel, architecture and number of tokens.
+
+Those here compile without spills on all targets (``harness bench --static`` checks that); which is fastest, only a GPU
+can tell. ``benchmarks/gpu_verify`` measures that and keeps one file per GPU model beside this one, in ``tuned/``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness.kernels.pack import TILE_IN
+
+Kernel = Literal["wna16", "wna16_gemv", "wna8"]
+TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+GEMV_ROWS = 4  # tokens up to which the kernel without tensor cores is taken
+_TUNED = Path(__file__).resolve().parent / "tuned"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tokens and outputs of a block, parts that the inputs are split into, warps, pipeline stages."""
+
+    block_m: int
+    block_n: int
+    split_k: int = 1
+    warps: int = 4
+    stages: int = 3
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Token counts up to ``tokens`` share a configuration."""
+
+    tokens: int
+    config: Config
+
+
+_ANY = math.inf
+_SMALL = Config(16, 64, split_k=1, warps=4, stages=4)
+# Two stages of the 128 × 128 block of the weight-only kernel are what the 99 KiB of sm_86, sm_89 and sm_120 hold.
+_DEFAULT: dict[Kernel, tuple[tuple[float, Config], ...]] = {
+    "wna16_gemv": ((1, Config(1, 16, warps=4, stages=3)), (2, Config(2, 16, warps=4, stages=3)), (_ANY, Config(4, 16))),
+    "wna16": ((16, _SMALL), (64, Config(64, 64, warps=4, stages=3)), (_ANY, Config(128, 128, warps=8, stages=2))),
+    "wna8": ((16, _SMALL), (64, Config(64, 64, warps=4, stages=3)), (_ANY, Config(128, 128, warps=8, stages=3))),
+}
+_OVERRIDES: dict[tuple[Kernel, str], tuple[tuple[float, Config], ...]] = {}
+
+
+def shipped(kernel: Kernel, target: str) -> tuple[Config, ...]:
+    """All configurations that :func:`choose` may return for a target when nothing was tuned, before splitting."""
+    return tuple(config for _, config in _OVERRIDES.get((kernel, target), _DEFAULT[kernel]))
+
+
+def choose(
+    kernel: Kernel, target: str, tokens: int, outputs: int, inputs: int, processors: int, gpu: str | None = None
+) -> Config:
+    """The configuration for a shape: tuned on this ``gpu`` model if there is such a file, else the shipped one.
+
+    The weight-only kernels split the inputs until every one of the GPU's ``processors`` has two blocks to work on.
+    """
+    if gpu is not None and (tuned := read_tuned(gpu).get(key(kernel, tokens, outputs, inputs))):
+        return tuned
+    table = _OVERRIDES.get((kernel, target), _DEFAULT[kernel])
+    config = next(config for most, config in table if tokens <= most)
+    if kernel == "wna8":
+        return config
+    blocks = -(-outputs // config.block_n) * -(-tokens // config.block_m)
+    tiles = -(-inputs // TILE_IN)
+    split = 1
+    while blocks * split < 2 * processors and split * 4 <= tiles:
+        split *= 2
+    return Config(config.block_m, config.block_n, split, config.warps, config.stages)
+
+
+def key(kernel: Kernel, tokens: int, outputs: int, inputs: int) -> str:
+    """A shape's name in a file of tuned configurations; token counts are rounded up to powers of two."""
+    return f"{kernel} {1 << max(0, tokens - 1).bit_length()} {outputs} {inputs}"
+
+
+def tuned_file(gpu: str) -> Path:
+    return _TUNED / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
+
+
+def read_tuned(gpu: str) -> dict[str, Config]:
+    """What was tuned on this GPU model, empty if nothing was."""
+    path = tuned_file(gpu)
+    if not path.is_file():
+        return {}
+    return {name: Config(**value) for name, value in json.loads(path.read_text())["configs"].items()}
+
+
+def write_tuned(gpu: str, fingerprint: dict[str, object], configs: dict[str, Config]) -> Path:
+    """One file per GPU model, with what it was tuned on."""
+    path = tuned_file(gpu)
+    path.parent.mkdir(exist_ok=True)
+    content = {"fingerprint": fingerprint, "configs": {name: asdict(value) for name, value in sorted(configs.items())}}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path

@@ -1,0 +1,186 @@
+"""Packed layers on a CPU, through torch's own operators for 4- and 8-bit weights. Every path says which operator runs.
+
+torch has several operators of this kind that fall back to scalar loops, 30 to 100 times slower than a float product,
+without a word: the int4 operator for anything but bfloat16 input, ``_int_mm`` and int8 × int8 ``qlinear`` on processors
+without VNNI, ``_dyn_quant_matmul_4bit`` on x86. None of them is ever called here.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+
+from harness.errors import Unsupported
+from harness.kernels.pack import PackedLinear, unpack
+from harness.provenance import cpu
+from harness.quantizer import encode_tokens, simulate_tokens
+
+# On processors that multiply bfloat16 in hardware, dequantizing beats the int4 operator beyond so many tokens.
+INT4_TOKENS_BESIDE_BF16_UNITS = 16
+_INT4_GROUPS = (32, 64, 128, 256)
+_INNER_TILES = 2  # the operator's own layout parameter; it takes no other on a CPU
+
+Rows = Float[torch.Tensor, "rows in"]
+Product = Float[torch.Tensor, "rows out"]
+
+
+@runtime_checkable
+class CpuPath(Protocol):
+    """A layer, ready to run."""
+
+    @property
+    def layer(self) -> PackedLinear: ...
+
+    def operator(self, rows: int) -> str:
+        """Which operator of torch does the product for so many rows."""
+
+    def __call__(self, x: Rows) -> Product: ...
+
+
+@dataclass(frozen=True)
+class Int4Weights:
+    """W4A16: 4-bit weights and bfloat16 activations; the scales and zero points are rounded to bfloat16 too."""
+
+    layer: PackedLinear
+    dequantized: DequantizedWeights | None
+    """Takes over beyond INT4_TOKENS_BESIDE_BF16_UNITS rows; None: nothing does."""
+    qweight: torch.Tensor
+    grid: torch.Tensor
+
+    @classmethod
+    def of(cls, layer: PackedLinear) -> Int4Weights:
+        linear = unpack(layer)
+        scales = linear.scales.float()
+        offsets = (8.0 - linear.zeros.float()) * scales  # the operator computes (code − 8) · scale + offset
+        grid = torch.stack([scales.T, offsets.T], dim=2).bfloat16().contiguous()
+        codes = linear.codes.int().contiguous()
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, _INNER_TILES)
+        return cls(layer, DequantizedWeights.of(layer) if has_bf16_units() else None, packed, grid)
+
+    def operator(self, rows: int) -> str:
+        if self.dequantized is not None and rows > INT4_TOKENS_BESIDE_BF16_UNITS:
+            return self.dequantized.operator(rows)
+        return "aten::_weight_int4pack_mm_for_cpu"
+
+    def __call__(self, x: Rows) -> Product:
+        if self.dequantized is not None and x.shape[0] > INT4_TOKENS_BESIDE_BF16_UNITS:
+            return self.dequantized(x)
+        y: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x.bfloat16().contiguous(), self.qweight, self.layer.group_size, self.grid
+        )
+        return _finished(y, self.layer, x.dtype)
+
+
+@dataclass(frozen=True)
+class IntegerProduct:
+    """W4A8, W4A4: unsigned 8-bit activation codes times signed 8-bit weight codes less their zero points, in int32.
+
+    4-bit values are in bytes here: no CPU operator multiplies nibbles. The sum is exact up to its conversion to
+    float32; the activations' zero points are taken off afterwards.
+    """
+
+    layer: PackedLinear
+    weight: torch.Tensor
+    scales: torch.Tensor
+    weight_zeros: torch.Tensor
+    scaled_sums: torch.Tensor
+
+    @classmethod
+    def of(cls, layer: PackedLinear) -> IntegerProduct:
+        linear = unpack(layer)
+        codes = (linear.codes.short() - linear.zeros.short()).to(torch.int8).contiguous()
+        scales = linear.scales[:, 0].float()
+        # The operator reads raw storage as [out, in]: a transposed view of a square weight would pass, and be wrong.
+        prepacked = torch.ops.onednn.qlinear_prepack(codes, None)
+        zeros = torch.zeros(len(scales), dtype=torch.int64)
+        return cls(layer, prepacked, scales, zeros, codes.sum(1, dtype=torch.int64).float() * scales)
+
+    def operator(self, rows: int) -> str:
+        return "onednn::qlinear_pointwise"
+
+    def __call__(self, x: Rows) -> Product:
+        assert self.layer.activation is not None
+        codes, scale, zero = encode_tokens(x, self.layer.activation)
+        y: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 0, self.weight, self.scales, self.weight_zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        y.addr_(zero[:, 0], self.scaled_sums, alpha=-1).mul_(scale)
+        return _finished(y, self.layer, x.dtype)
+
+
+@dataclass(frozen=True)
+class DequantizedWeights:
+    """Everything else: a bfloat16 product with the weight that the codes stand for, activations quantized and back."""
+
+    layer: PackedLinear
+    weight: torch.Tensor
+
+    @classmethod
+    def of(cls, layer: PackedLinear) -> DequantizedWeights:
+        return cls(layer, unpack(layer).weight().bfloat16())
+
+    def operator(self, rows: int) -> str:
+        return "aten::mm of bfloat16, dequantized"
+
+    def __call__(self, x: Rows) -> Product:
+        values = x if self.layer.activation is None else simulate_tokens(x, self.layer.activation)
+        return _finished(torch.mm(values.bfloat16(), self.weight.T), self.layer, x.dtype)
+
+
+def cpu_path(layer: PackedLinear) -> CpuPath:
+    """The fastest path that torch has for a layer on this processor.
+
+    Raises Unsupported where an integer product is declared and torch has none that is fast and exact here.
+    """
+    if layer.activation is None:
+        fits = layer.bits == 4 and layer.axis == "oc" and layer.group_size in _INT4_GROUPS
+        return Int4Weights.of(layer) if fits and layer.out_features % 16 == 0 else DequantizedWeights.of(layer)
+    if layer.axis == "ic":  # scales along the inputs cannot leave an integer sum
+        return DequantizedWeights.of(layer)
+    if not layer.whole_channels:
+        raise Unsupported(
+            f"no CPU operator multiplies integers in groups of {layer.group_size}", fix="a setting without g, or a GPU"
+        )
+    if layer.bits == 8 and not exact_with_bytes():
+        raise Unsupported(
+            "this processor adds products of two bytes in 16 bits, which 8-bit weights overflow",
+            fix="4-bit weights, or a processor with VNNI",
+        )
+    return IntegerProduct.of(layer)
+
+
+def has_bf16_units() -> bool:
+    return bool({"amx_bf16", "avx512_bf16"} & set(cpu()["flags"]))
+
+
+@functools.cache
+def exact_with_bytes() -> bool:
+    """Whether the integer operator is exact at the ends of both ranges; found out by trying."""
+    ends = torch.tensor([[127, -128], [-128, -128], [127, 127]], dtype=torch.int8).repeat_interleave(32, 1).contiguous()
+    x = torch.full((2, 64), 255, dtype=torch.uint8)
+    ones, zeros = torch.ones(3), torch.zeros(3, dtype=torch.int64)
+    y = torch.ops.onednn.qlinear_pointwise(
+        x,
+        1.0,
+        0,
+        torch.ops.onednn.qlinear_prepack(ends, None),
+        ones,
+        zeros,
+        None,
+        1.0,
+        0,
+        torch.float32,
+        "none",
+        [],
+        "",
+    )
+    return bool(torch.equal(y.long(), x.long() @ ends.long().T))
+
+
+def _finished(y: Product, layer: PackedLinear, dtype: torch.dtype) -> Product:
+    y = y if layer.bias is None else y + layer.bias.to(y.dtype)
+    return y.to(dtype)

@@ -1,0 +1,65 @@
+"""Parts that the Triton kernels share: unpacking a strip of codes, and rounding rows to per-token grids.
+
+On the fast paths no integer is converted to a float: a small unsigned integer is put into the low mantissa bits of 1024
+(float16) or 128 (bfloat16), where its distance from them is exact.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def magic_number(fields, DTYPE: tl.constexpr):
+    """1024 + ``fields`` in float16, or 128 + ``fields`` in float32 by way of bfloat16."""
+    if DTYPE == tl.float16:
+        return (fields.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True)
+    else:
+        return (fields.to(tl.uint16) | 0x4300).to(tl.bfloat16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def unsigned_strip(tile, STRIP: tl.constexpr, BITS: tl.constexpr):
+    """The codes of a strip, 0 … 2^BITS − 1, from bytes that hold them as two's complement."""
+    MASK: tl.constexpr = (1 << BITS) - 1
+    return ((tile >> (BITS * STRIP)) & MASK) ^ (1 << (BITS - 1))
+
+
+@triton.jit
+def raised_strip(tile, STRIP: tl.constexpr, BITS: tl.constexpr):
+    """The signed codes of a strip times 2^(8 − BITS), int8, from int8 bytes."""
+    LEFT: tl.constexpr = 8 - BITS * (STRIP + 1)
+    TOP: tl.constexpr = -(1 << (8 - BITS))
+    raised = tile << LEFT if LEFT > 0 else tile
+    return raised & TOP if BITS * STRIP > 0 else raised
+
+
+@triton.jit
+def rounded(x):
+    """Round half to even: adding 1.5 · 2^23 leaves no bits for a fraction. For |x| < 2^22."""
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def quantize_rows(x, valid, clip, BITS: tl.constexpr, SYMMETRIC: tl.constexpr):
+    """Per-row codes of ``x`` [rows, n] less 2^(BITS−1), as float32, 0 where not ``valid``; scales; their zero points.
+
+    As :func:`harness.quantizer.encode_tokens` does it: with the correctly rounded division, without which a value near
+    the middle between two levels would go the other way.
+    """
+    LEVELS: tl.constexpr = (1 << BITS) - 1
+    HALF: tl.constexpr = 1 << (BITS - 1)
+    x = tl.where(valid, x, 0.0)  # a range includes zero anyway
+    low = tl.min(x, axis=1) * clip
+    high = tl.max(x, axis=1) * clip
+    low, high = tl.minimum(low, 0.0), tl.maximum(high, 0.0)
+    if SYMMETRIC:
+        high = tl.maximum(-low, high)
+        low = -high
+    scale = tl.div_rn(high - low, LEVELS * 1.0)
+    scale = tl.where(scale == 0.0, 2.0 / LEVELS, scale)
+    zero = tl.full(scale.shape, HALF, tl.float32) if SYMMETRIC else rounded(tl.div_rn(-low, scale))
+    values = rounded(tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape))) + zero[:, None]
+    codes = tl.minimum(tl.maximum(values, 0.0), LEVELS * 1.0) - HALF
+    return tl.where(valid, codes, 0.0), scale, zero - HALF

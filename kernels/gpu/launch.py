@@ -1,0 +1,167 @@
+"""The Triton kernels as functions of tensors: on a GPU, or on CPU tensors under Triton's interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from jaxtyping import Float, Int, Int8
+
+from harness.errors import Unsupported
+from harness.kernels.configs import Config
+from harness.kernels.gpu.act_quant import act_quant_kernel
+from harness.kernels.gpu.rotate import rotate_permute_kernel, rotate_quantize_kernel
+from harness.kernels.gpu.wna8 import wna8_kernel
+from harness.kernels.gpu.wna16 import wna16_kernel
+from harness.kernels.gpu.wna16_gemv import wna16_gemv_kernel
+from harness.kernels.pack import TILE_IN, PackedLinear
+from harness.quantizer import ActivationSpec
+from harness.transform import BlockRotation, InputTransform, Permutation
+
+
+@dataclass(frozen=True)
+class QuantizedRows:
+    """Activations as the integer kernel reads them: codes less 2^(bits−1), padded with zeros; the sums per group."""
+
+    codes: Int8[torch.Tensor, "rows padded"]
+    scales: Float[torch.Tensor, " rows"]
+    zeros: Int[torch.Tensor, " rows"]
+    row_sums: Int[torch.Tensor, "rows groups"]
+
+
+def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: Config) -> torch.Tensor:
+    """``x Wᵀ + b`` in x's type, float16 or bfloat16, weights dequantized on the way.
+
+    Raises Unsupported for 8-bit codes and other types.
+    """
+    if layer.bits not in (2, 4) or x.dtype not in (torch.float16, torch.bfloat16):
+        raise Unsupported(
+            f"no weight-only kernel for {layer.bits} bits and {x.dtype}", fix="2 or 4 bits, half precision"
+        )
+    rows, split = x.shape[0], config.split_k
+    gemv = config.block_m < 16  # a tensor core's product has 16 rows or more
+    tiles_in = layer.padded_in // TILE_IN
+    bias = layer.bias if layer.bias is not None and split == 1 else None
+    shape, dtype = ((rows, layer.out_features), x.dtype) if split == 1 else ((split, rows, layer.out_features), None)
+    y = x.new_empty(shape, dtype=dtype or torch.float32)
+    zeros = layer.zeros if layer.zeros is not None else layer.qweight
+    grid = (triton.cdiv(layer.out_features, config.block_n), triton.cdiv(rows, config.block_m), split)
+    (wna16_gemv_kernel if gemv else wna16_kernel)[grid](
+        x, layer.qweight, layer.scales, zeros, x if bias is None else bias, y,
+        rows, layer.out_features, layer.in_features, tiles_in, triton.cdiv(tiles_in, split), layer.padded_out,
+        x.stride(0),
+        BITS=layer.bits, GROUP=0 if layer.whole_channels else layer.group_size, PER_INPUT=layer.axis == "ic",
+        ASYMMETRIC=layer.zeros is not None, HAS_BIAS=bias is not None, SPLIT=split,
+        WIDEN=x.device.type == "cpu" and x.dtype == torch.bfloat16, BM=config.block_m, BN=config.block_n,
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+    if split == 1:
+        return y
+    total = y.sum(0)  # partial sums, added in one order: the same bits every time
+    return (total if layer.bias is None else total + layer.bias.float()).to(x.dtype)
+
+
+def integer(x: QuantizedRows, layer: PackedLinear, config: Config, dtype: torch.dtype) -> torch.Tensor:
+    """``x Wᵀ + b`` of the values that the codes of both stand for, [rows, out] in ``dtype``, from an int8 product.
+
+    Raises Unsupported for scales along the inputs, which cannot leave an integer sum, and for groups other than whole
+    channels, 128, and multiples of a strip that divide it.
+    """
+    if layer.axis == "ic":
+        raise Unsupported("scales along the inputs cannot leave an integer sum", fix="run it as a weight-only product")
+    group = 0 if layer.whole_channels else layer.group_size
+    if group > TILE_IN or group % (16 * layer.bits):
+        raise Unsupported(f"no integer kernel for groups of {group}", fix="groups of 64 or 128, or whole channels")
+    rows = x.codes.shape[0]
+    y = torch.empty(rows, layer.out_features, dtype=dtype, device=x.codes.device)
+    grid = (triton.cdiv(layer.out_features, config.block_n), triton.cdiv(rows, config.block_m))
+    wna8_kernel[grid](
+        x.codes, x.scales, x.zeros, x.row_sums, layer.qweight.view(torch.int8), layer.scales,
+        layer.zeros if layer.zeros is not None else layer.scales, layer.code_sums,
+        layer.bias if layer.bias is not None else x.scales, y,
+        rows, layer.out_features, layer.in_features, layer.padded_in // TILE_IN, layer.scales.shape[0],
+        layer.padded_out,
+        BITS=layer.bits, GROUP=group, ASYMMETRIC=layer.zeros is not None, HAS_BIAS=layer.bias is not None,
+        BM=config.block_m, BN=config.block_n, num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+    return y
+
+
+def quantize_rows(x: Float[torch.Tensor, "rows in"], spec: ActivationSpec, layer: PackedLinear) -> QuantizedRows:
+    """Each row of ``x`` quantized for an integer product with ``layer``."""
+    out, group = _empty_rows(x, layer)
+    act_quant_kernel[(x.shape[0],)](
+        x, out.codes, out.scales, out.zeros, out.row_sums, x.shape[0], layer.in_features, layer.padded_in,
+        out.row_sums.shape[1], spec.clip, x.stride(0),
+        BITS=spec.bits, SYMMETRIC=spec.symmetric, GROUP=group, BM=1, BK=triton.next_power_of_2(layer.padded_in),
+        num_warps=8 if layer.padded_in > 2048 else 4,
+    )  # fmt: skip
+    return out
+
+
+def rotate_quantize(
+    x: Float[torch.Tensor, "rows in"], transform: InputTransform, spec: ActivationSpec | None, layer: PackedLinear,
+    *, fused: bool, block_m: int = 1,
+) -> QuantizedRows | torch.Tensor:  # fmt: skip
+    """The online transform, then the codes of each row, or the transformed rows where ``spec`` is None.
+
+    ``fused``: one kernel that holds ``block_m`` whole rows; else one for the first rotation and the permutation and
+    one for the rest. Raises Unsupported for a transform that is not rotation[, permutation[, rotation]].
+    """
+    first, permutation, second = _steps(transform)
+    turns = [x if step is None else step.matrix.contiguous() for step in (first, second)]
+    rows, inputs = x.shape
+    size = first.matrix.shape[0]
+    smooth = transform.smooth if transform.smooth is not None else x
+    widen = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    if not fused and permutation is not None:
+        middle = torch.empty_like(x)
+        rotate_permute_kernel[(triton.cdiv(rows, 16), inputs // size)](
+            x, smooth, turns[0], torch.argsort(permutation.indices), middle, rows, inputs, x.stride(0),
+            B=size, HAS_SMOOTH=transform.smooth is not None, PERMUTES=True, WIDEN=widen, BM=16, num_warps=4,
+        )  # fmt: skip
+        if second is None:
+            return middle if spec is None else quantize_rows(middle, spec, layer)
+        return rotate_quantize(middle, InputTransform(steps=(second,)), spec, layer, fused=True, block_m=block_m)
+    out, group = _empty_rows(x, layer)
+    y = torch.empty_like(x)
+    width = triton.next_power_of_2(layer.padded_in)
+    block_m = max(block_m, triton.cdiv(16 * size, width))  # a product has 16 rows or more
+    rotate_quantize_kernel[(triton.cdiv(rows, block_m),)](
+        x, smooth, turns[0], permutation.indices if permutation else x, turns[1],
+        out.codes, out.scales, out.zeros, out.row_sums, y, rows, inputs, layer.padded_in, out.row_sums.shape[1],
+        spec.clip if spec else 1.0, x.stride(0),
+        B=size, HAS_SMOOTH=transform.smooth is not None, PERMUTES=permutation is not None,
+        ROTATES_TWICE=second is not None, QUANTIZES=spec is not None, BITS=spec.bits if spec else 8,
+        SYMMETRIC=spec.symmetric if spec else False, GROUP=group, WIDEN=widen, BM=block_m, BK=width, num_warps=8,
+    )  # fmt: skip
+    return y if spec is None else out
+
+
+def _empty_rows(x: torch.Tensor, layer: PackedLinear) -> tuple[QuantizedRows, int]:
+    """Room for the quantized rows of ``x``, and the group whose sums the layer needs (0: the whole row)."""
+    rows, groups = x.shape[0], layer.scales.shape[0] if layer.axis == "oc" else 1
+    rows_out = QuantizedRows(
+        x.new_empty(rows, layer.padded_in, dtype=torch.int8),
+        x.new_empty(rows, dtype=torch.float32),
+        x.new_empty(rows, dtype=torch.int32),
+        x.new_empty(rows, groups, dtype=torch.int32),
+    )
+    return rows_out, 0 if groups == 1 else layer.group_size
+
+
+def _steps(transform: InputTransform) -> tuple[BlockRotation, Permutation | None, BlockRotation | None]:
+    match transform.steps:
+        case (BlockRotation() as first,):
+            return first, None, None
+        case (BlockRotation() as first, Permutation() as permutation):
+            return first, permutation, None
+        case (BlockRotation() as first, Permutation() as permutation, BlockRotation() as second) if (
+            second.matrix.shape == first.matrix.shape
+        ):
+            return first, permutation, second
+    names = ", ".join(type(step).__name__ for step in transform.steps)
+    raise Unsupported(
+        f"no kernel for the input transform {names or 'of smoothing alone'}", fix="rotate, permute, rotate"
+    )

@@ -1,0 +1,97 @@
+"""W4A16 and W2A16: codes are dequantized in registers, in front of a float16 or bfloat16 tensor-core product.
+
+It computes Yᵀ = W Xᵀ: the weight is operand A, which tensor cores can take from registers, so that it never goes back
+through shared memory. The dequantized weight is rounded as the simulation rounds it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from harness.kernels.gpu.codes import magic_number, unsigned_strip
+
+
+@triton.jit
+def dequantized_strip(
+    tile, scales, zeros, k, k_start, n, n_start, K, N, in_n,
+    STRIP: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, PER_INPUT: tl.constexpr, ASYMMETRIC: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The weights [BN, strip] of inputs ``k``. GROUP 0: one group a channel."""
+    codes = magic_number(unsigned_strip(tile, STRIP, BITS), DTYPE)
+    LENGTH: tl.constexpr = 16 * BITS
+    last = K - 1  # padding has no scales of its own; what it is multiplied with is zero
+    if PER_INPUT:  # groups run along the outputs; a block of outputs lies in one of them
+        group = n_start // GROUP if GROUP > 0 else 0
+        at = (group * K + tl.minimum(k, last))[None, :]
+        known = (k < K)[None, :]
+    elif GROUP > 0 and GROUP < LENGTH:  # a strip has several groups
+        at = (tl.minimum(k, last) // GROUP)[None, :] * N + n[:, None]
+        known = in_n[:, None]
+    else:
+        group = tl.minimum(k_start, last) // GROUP if GROUP > 0 else 0
+        at = (group * N + n)[:, None]
+        known = in_n[:, None]
+    scale = tl.load(scales + at, mask=known, other=0.0)
+    if ASYMMETRIC:
+        zero = magic_number(tl.load(zeros + at, mask=known, other=0), DTYPE)
+        codes = codes - zero
+    else:
+        HALF: tl.constexpr = 1 << (BITS - 1)
+        codes = codes - ((1024.0 if DTYPE == tl.float16 else 128.0) + HALF)
+    if DTYPE == tl.float16:
+        return codes * scale
+    else:
+        return (codes * scale.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def wna16_kernel(
+    x, qweight, scales, zeros, bias, y, M, N, K, tiles_in, tiles_per_split, padded_out, stride_x,
+    BITS: tl.constexpr, GROUP: tl.constexpr, PER_INPUT: tl.constexpr, ASYMMETRIC: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SPLIT: tl.constexpr, WIDEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """``y`` [M, N] of x's type, or float32 partial sums [SPLIT, M, N]. WIDEN: multiply in float32 (interpreter)."""
+    LENGTH: tl.constexpr = 16 * BITS
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    n_start = tl.program_id(0) * BN
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    n = n_start + tl.arange(0, BN)
+    j = tl.arange(0, LENGTH)
+    in_m, in_n = m < M, n < N
+    rows = qweight + (n // 64) * (tiles_in * 64 * LENGTH) + (n % 64) * LENGTH
+    first = tl.program_id(2) * tiles_per_split
+    acc = tl.zeros((BN, BM), tl.float32)
+    for t in range(first, tl.minimum(first + tiles_per_split, tiles_in)):
+        tile = tl.load(rows[:, None] + t * (64 * LENGTH) + j[None, :], mask=(n < padded_out)[:, None], other=0)
+        for strip in tl.static_range(8 // BITS):
+            k_start = t * 128 + strip * LENGTH
+            k = k_start + j
+            inputs = tl.load(x + m[:, None] * stride_x + k[None, :], mask=in_m[:, None] & (k < K)[None, :], other=0.0)
+            weight = dequantized_strip(
+                tile,
+                scales,
+                zeros,
+                k,
+                k_start,
+                n,
+                n_start,
+                K,
+                N,
+                in_n,
+                strip,
+                BITS,
+                GROUP,
+                PER_INPUT,
+                ASYMMETRIC,
+                DTYPE,
+            )
+            if WIDEN:
+                acc = tl.dot(weight.to(tl.float32), tl.trans(inputs.to(tl.float32)), acc, input_precision="ieee")
+            else:
+                acc = tl.dot(weight, tl.trans(inputs), acc)
+    if HAS_BIAS:
+        acc += tl.load(bias + n, mask=in_n, other=0.0).to(tl.float32)[:, None]
+    out = y + (tl.program_id(2) * M + m)[:, None] * N + n[None, :]
+    tl.store(out, tl.trans(acc).to(y.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])

@@ -1,0 +1,108 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import benchmarking
+from harness.errors import BadOutput, HarnessError, Problems, Unsupported
+from harness.kernels import bench
+from harness.kernels.configs import Config, choose, read_tuned, shipped, write_tuned
+from harness.kernels.cpu import IntegerProduct
+from harness.kernels.roofline import GPUS, Work, predict
+from harness.kernels.timing import CpuTimer, Samples, interleaved, ratio
+from harness.settings import Setting
+
+
+def test_rounds_are_interleaved_and_all_samples_kept() -> None:
+    calls: list[str] = []
+    works = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    samples = interleaved(works, CpuTimer(1024), rounds=5)
+    assert calls == ["a", "b"] * 7  # two rounds do not count
+    assert all(len(taken.seconds) == 5 for taken in samples.values())
+
+
+def test_statistics_of_samples() -> None:
+    steady, slowing = Samples((1.0, 1.0, 1.0, 1.0)), Samples((1.0, 1.0, 2.0, 2.0))
+    assert not steady.drifted and slowing.drifted
+    assert slowing.median == 1.5
+    assert ratio(Samples((2.0, 30.0, 2.0)), Samples((1.0, 10.0, 1.0))) == 2.0
+
+
+@pytest.mark.parametrize("setting", ["W4A16g64", "W4A8", "W4A4"])
+def test_a_path_is_timed_beside_its_baselines(setting: str, tmp_path: Path) -> None:
+    (timing,) = bench.bench([Setting.parse(setting)], [(64, 128)], [3], CpuTimer(1024))
+    row = timing.as_dict()
+    assert row["phase"] == "decode" and row["relative_error"] < 0.01
+    assert set(row["samples_seconds"]) >= {"path", "operator", "bfloat16", "float32"}
+    assert ("quantizing the input" in row["samples_seconds"]) == (setting != "W4A16g64")
+    content = json.loads(bench.save([timing], tmp_path).read_text())
+    assert content["cuda"] == "not measured (no CUDA device)"
+    assert content["timings"][0]["samples_seconds"]["path"] == list(timing.samples["path"].seconds)
+
+
+def test_a_wrong_path_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = IntegerProduct.__call__
+    monkeypatch.setattr(IntegerProduct, "__call__", lambda self, x: right(self, x) * 1.1)
+    with pytest.raises(BadOutput, match="relative error"):
+        list(bench.bench([Setting.parse("W4A8")], [(64, 128)], [3], CpuTimer(1024)))
+
+
+def test_no_path_is_said() -> None:
+    with pytest.raises(Unsupported):
+        list(bench.bench([Setting.parse("W4A8g64")], [(64, 128)], [3], CpuTimer(1024)))
+
+
+def test_shapes_of_presets_and_of_checkpoints(tiny_folder: Path) -> None:
+    assert (11008, 4096) in bench.shapes_of(["llama2-7b"])
+    assert set(bench.shapes_of([str(tiny_folder)])) == {(64, 64), (32, 64), (128, 64), (64, 128)}
+    with pytest.raises(HarnessError):
+        bench.shapes_of(["no-such-model"])
+
+
+def test_the_command_prints_no_gpu_time(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    benchmarking.timed([str(tiny_folder)], ["W4A8", "W4A8g32"], ["1"], tmp_path, Console(width=240))
+    shown = capsys.readouterr().out
+    assert "GPU: not measured (no CUDA device)" in shown
+    assert "W4A8g32: not measured" in shown
+    with pytest.raises(Problems):
+        benchmarking.timed(["llama2-7b"], ["W4A8"], ["0", "many"], tmp_path, Console())
+
+
+def test_a_prediction_is_the_larger_of_two_bounds() -> None:
+    gpu = next(gpu for gpu in GPUS if gpu.name == "A100 80G SXM")
+    decode, prefill = Work(1, 4096, 4096, 4, 16, 128), Work(2048, 4096, 4096, 4, 16, 128)
+    assert predict(decode, gpu).bound_by == "memory"
+    assert predict(decode, gpu).seconds_at_least == pytest.approx(4.3e-6, rel=0.05)
+    assert predict(prefill, gpu).bound_by == "arithmetic"
+    assert predict(prefill, gpu).seconds_at_least == pytest.approx(220e-6, rel=0.01)
+
+
+def test_what_a_grid_asks_for_is_never_less_than_what_is_needed() -> None:
+    work = Work(200, 4096, 4096, 4, 16, 128)
+    assert work.requested_bytes(Config(256, 4096)) == pytest.approx(work.bytes)
+    assert work.requested_bytes(Config(128, 128)) > work.bytes
+    assert work.requested_bytes(Config(256, 4096, split_k=2)) == work.bytes + 16 * 200 * 4096
+
+
+def test_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.kernels import configs
+
+    assert choose("wna16", "sm_80", 1000, 4096, 4096, 108).split_k == 1
+    few = choose("wna16", "sm_80", 16, 4096, 4096, 108)
+    assert few.block_m == 16 and few.split_k > 1
+    assert choose("wna8", "sm_90", 64, 4096, 4096, 132) in shipped("wna8", "sm_90")
+    monkeypatch.setattr(configs, "_TUNED", tmp_path)
+    best = Config(16, 128, 4, 8, 2)
+    write_tuned("NVIDIA X 1", {"gpu": "NVIDIA X 1"}, {configs.key("wna16", 13, 4096, 4096): best})
+    assert read_tuned("NVIDIA X 1") != {} and read_tuned("NVIDIA Y") == {}
+    assert choose("wna16", "sm_90", 16, 4096, 4096, 132, gpu="NVIDIA X 1") == best
+    assert choose("wna16", "sm_90", 17, 4096, 4096, 132, gpu="NVIDIA X 1") != best
+
+
+def test_timers_time(capsys: pytest.CaptureFixture[str]) -> None:
+    x = torch.randn(300, 300)
+    timer = CpuTimer(1024)
+    assert timer(lambda: [x @ x for _ in range(20)], flush=False) > timer(lambda: None, flush=False) >= 0

@@ -1,0 +1,96 @@
+"""The Triton kernels under Triton's interpreter: source semantics, on CPU tensors. No GPU is involved."""
+
+import pytest
+import torch
+from checks import integer, rotation, weight_only
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layers import random_layer
+
+from harness.errors import Unsupported
+from harness.kernels.configs import Config
+from harness.kernels.gpu import launch
+from harness.kernels.pack import pack
+from harness.quantizer import ActivationSpec
+from harness.transform import BlockRotation, InputTransform, Permutation, block_hadamard
+
+SWEEP = settings(max_examples=20, deadline=None)
+SPECS = [ActivationSpec(8), ActivationSpec(4), ActivationSpec(8, True), ActivationSpec(4, True, 0.9)]
+
+
+def kinds(integers: bool):
+    """Layers of ragged sizes, every grouping that the kernels take, extreme codes."""
+
+    def sized(draw):
+        bits = draw(st.sampled_from([2, 4, 8] if integers else [2, 4]))
+        axis = "oc" if integers else draw(st.sampled_from(["oc", "oc", "ic"]))
+        sizes = [None, 64, 128] if axis == "ic" or (integers and bits == 4) else [None, 32, 64, 128]
+        group = draw(st.sampled_from([None, 128] if bits == 8 else sizes))
+        out, inputs = draw(st.integers(1, 140)), draw(st.integers(1, 300))
+        if group is not None:
+            out, inputs = (group, inputs) if axis == "ic" else (out, group * draw(st.integers(1, 320 // group)))
+        return {
+            "out": out, "inputs": inputs, "bits": bits, "group": group, "axis": axis, "symmetric": draw(st.booleans()),
+            "bias": draw(st.booleans()), "extreme": draw(st.booleans()), "seed": draw(st.integers(0, 9)),
+        }  # fmt: skip
+
+    return st.composite(sized)()
+
+
+@SWEEP
+@given(
+    kinds(integers=False),
+    st.integers(1, 37),
+    st.sampled_from([Config(16, 64), Config(32, 64, 2), Config(64, 64)]),
+    st.sampled_from([torch.float16, torch.float16, torch.bfloat16]),
+)
+def test_weight_only_product(kind, count: int, config: Config, dtype: torch.dtype) -> None:
+    weight_only(launch, count, config, dtype, **kind)
+
+
+@SWEEP
+@given(kinds(integers=False), st.integers(1, 4), st.sampled_from([Config(4, 64), Config(4, 32, 3)]))
+def test_product_of_few_rows(kind, count: int, config: Config) -> None:
+    weight_only(launch, count, config, torch.float16, **kind)
+
+
+@SWEEP
+@given(
+    kinds(integers=True),
+    st.integers(1, 37),
+    st.sampled_from([Config(16, 64), Config(64, 128)]),
+    st.sampled_from(SPECS),
+)
+def test_integer_product_is_exact(kind, count: int, config: Config, spec: ActivationSpec) -> None:
+    integer(launch, count, config, spec, **kind)
+
+
+@SWEEP
+@given(
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.sampled_from([16, 64]),
+    st.sampled_from([*SPECS, None]),
+    st.booleans(),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_rotation(count: int, blocks: int, size: int, spec, fused: bool, steps: int, smooth: bool) -> None:
+    rotation(launch, count, blocks, size, spec, fused=fused, steps=steps, smooth=smooth)
+
+
+def test_what_no_kernel_does_is_refused() -> None:
+    x, config, spec = torch.randn(2, 128), Config(16, 64), ActivationSpec(8)
+    with pytest.raises(Unsupported, match="8 bits"):
+        launch.weight_only(x.half(), pack(random_layer(8, 128, bits=8)), config)
+    with pytest.raises(Unsupported, match="float32"):
+        launch.weight_only(x, pack(random_layer(8, 128)), config)
+    by_input = pack(random_layer(8, 128, axis="ic"))
+    with pytest.raises(Unsupported, match="along the inputs"):
+        launch.integer(launch.quantize_rows(x, spec, by_input), by_input, config, torch.float32)
+    narrow = pack(random_layer(8, 128, group=32))
+    with pytest.raises(Unsupported, match="groups of 32"):
+        launch.integer(launch.quantize_rows(x, spec, narrow), narrow, config, torch.float32)
+    backwards = InputTransform(steps=(Permutation(torch.arange(128)), BlockRotation(block_hadamard(64))))
+    with pytest.raises(Unsupported, match="Permutation, BlockRotation"):
+        launch.rotate_quantize(x.half(), backwards, spec, narrow, fused=True)

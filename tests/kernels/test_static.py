@@ -1,0 +1,99 @@
+"""What is read from compiled kernels; the two that matter most, for every target. All of them: `tox -e static`."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from harness.kernels.aot import Variant
+from harness.kernels.configs import TARGETS
+from harness.kernels.sass import Binary, Loop, _main_loop
+from harness.kernels.static import Row, _faults, read_ratchet, tightened
+
+_COMPILED = """
+import json
+from harness.kernels.static import examine, read_ratchet
+wanted = ("wna8 w4 channel 128x128", "wna16 w4 fp16 oc 16x64")
+rows = examine(wanted=lambda variant: variant.name in wanted, ratchet=read_ratchet())
+print(json.dumps([row.as_dict() for row in rows]))
+"""
+
+
+@pytest.mark.timeout(600)
+def test_kernels_compile_for_every_target_without_faults() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _COMPILED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["target"] for row in rows} == set(TARGETS) and len(rows) == 2 * len(TARGETS)
+    assert [(row["kernel"], row["target"], row["faults"]) for row in rows if row["faults"]] == []
+
+
+def variant(name: str = "wna8 w4 channel 128x128", of: str = "wna8") -> Variant:
+    return Variant(name, of, {"GROUP": 0, "BITS": 4, "BM": 128}, 8, 3)
+
+
+def binary(instructions: int = 280, **changes) -> Binary:
+    loop = Loop(Counter({"IMMA.16832": 64, "LOP3": instructions - 64}), 64)
+    parts = {
+        "registers": 170, "stack_bytes": 0, "local_accesses": 0, "shared_bytes": 49152,
+        "matrix_opcodes": ("IMMA.16832",), "copy_bytes": {16: 18}, "loop": loop,
+    }  # fmt: skip
+    return Binary(**parts | changes)
+
+
+def test_a_sound_kernel_has_no_faults() -> None:
+    assert list(_faults(variant(), "sm_89", binary(), {})) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"stack_bytes": 8}, "spills"),
+        ({"local_accesses": 2}, "spills"),
+        ({"shared_bytes": 100 * 1024}, "shared memory"),
+        ({"matrix_opcodes": ("HMMA.16816",)}, "not IMMA"),
+        ({"matrix_opcodes": ()}, "none"),
+        ({"copy_bytes": {16: 10, 8: 8}}, "copies of 8 bytes"),
+        ({"instructions": 291}, "at most 290"),
+    ],
+)
+def test_faults_are_found(changes, word: str) -> None:
+    (fault,) = _faults(variant(), "sm_89", binary(**changes), {})
+    assert word in fault
+
+
+def test_conversions_count_in_weight_only_loops() -> None:
+    loop = Loop(Counter({"HMMA": 8, "I2F.F16": 2}), 8)
+    (fault,) = _faults(variant("a", "wna16"), "sm_89", binary(loop=loop, matrix_opcodes=("HMMA",)), {})
+    assert "2 conversions" in fault
+
+
+def test_the_record_only_falls() -> None:
+    key = "wna8 w4 channel 128x128 sm_89"
+    row = Row(variant(), "sm_89", binary(285), ())
+    (fault,) = _faults(variant(), "sm_89", binary(285), {key: 284})
+    assert "284 on record" in fault
+    assert tightened({key: 284}, [row]) == {key: 284}
+    assert tightened({key: 289}, [row]) == {key: 285}
+    assert tightened({}, [row]) == {key: 285}
+
+
+def test_the_record_holds_the_kernels_of_this_triton() -> None:
+    assert all(count > 0 for count in read_ratchet().values())
+    assert any(name.startswith("wna8 w4 channel 128x128") for name in read_ratchet())
+
+
+def test_main_loop_is_the_one_with_most_matrix_instructions() -> None:
+    instructions = [
+        (0x00, "MOV", ""), (0x10, "LDS", ""), (0x20, "BRA", " `(0x10)"), (0x30, "IMMA.16832", ""), (0x40, "LOP3", ""),
+        (0x50, "IMMA.16832", ""), (0x60, "BRA", " 0x30"), (0x70, "IMMA.16832", ""), (0x80, "BRA", " 0x90"),
+    ]  # fmt: skip
+    loop = _main_loop(instructions)
+    assert loop is not None
+    assert (loop.matrix_instructions, loop.instructions, loop.count("LOP")) == (2, 4, 1)
