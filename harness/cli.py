@@ -86,6 +86,7 @@ def run(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Documents of each lm-eval task.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Also run again the cells that failed.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Use the file's table [quick] over its other keys.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Run methods over models, settings and tasks; resume a run that was stopped."""
@@ -97,7 +98,9 @@ def run(
         "timeout": timeout, "memory": memory, "seed": seed, "dtype": dtype, "device": device, "execute": execute,
         "limit": limit,
     }  # fmt: skip
-    asked = request.request_from(request.read_toml(file) if file else {}, flags)
+    if quick and file is None:
+        raise HarnessError("--quick belongs to a file", fix="harness run sweep.toml --quick")
+    asked = request.request_from(request.read_toml(file, quick=quick) if file else {}, flags)
     draft = plan.draft(asked)
     folder = Path(asked.out or f"runs/{file.stem if file else asked.name}")
     for warning in draft.warnings:

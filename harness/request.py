@@ -49,8 +49,11 @@ class Request:
 _HOW = ("out", "jobs", "threads", "timeout", "memory")  # how a request is carried out, not what is asked
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The keys of a TOML file. Raises HarnessError for a broken file, Problems for unknown keys and wrong types."""
+def read_toml(path: Path, *, quick: bool = False) -> dict[str, Any]:
+    """The keys of a TOML file; with ``quick`` those of its table ``quick`` win.
+
+    Raises HarnessError for a broken file or where there is no such table, Problems for unknown keys and wrong types.
+    """
     try:
         text = path.read_text()
         table = tomllib.loads(text)
@@ -65,10 +68,22 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"broken TOML: {error}", where=str(path), fix='write for example  methods = ["rtn"]'
         ) from None
     hints = typing.get_type_hints(Request)
-    problems = [_problem(key, value, hints, f"{path}:{_line(text, key)}") for key, value in table.items()]
+    tables = [table]
+    if isinstance(table.get("quick"), dict):
+        tables.append(table.pop("quick"))
+    problems = [
+        _problem(key, value, hints, f"{path}:{_line(text, key)}") for each in tables for key, value in each.items()
+    ]
     if found := [problem for problem in problems if problem is not None]:
         raise Problems(found)
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    if quick and len(tables) == 1:
+        raise HarnessError(
+            "the file says nothing of a quick run",
+            where=str(path),
+            fix="write a table [quick] with the keys that differ",
+        )
+    chosen = table | tables[-1] if quick else table
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in chosen.items()}
 
 
 def request_from(table: Mapping[str, Any], flags: Mapping[str, Any]) -> Request:

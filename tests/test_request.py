@@ -26,6 +26,19 @@ def test_file_and_flags_make_one_request_and_flags_win(toml) -> None:
     assert request == Request(methods=("rtn", "gptq:damp=0.1"), models=("tiny",), seed=4, timeout=5, memory="2GB")
 
 
+def test_a_quick_run_is_the_files_own_with_other_keys(toml) -> None:
+    path = toml('methods = ["rtn"]\nseed = 3\n[quick]\nmethods = ["rtn:axis=ic"]\n')
+    assert read_toml(path) == {"methods": ("rtn",), "seed": 3}
+    assert read_toml(path, quick=True) == {"methods": ("rtn:axis=ic",), "seed": 3}
+
+
+def test_a_quick_run_needs_its_table_and_mistakes_there_are_told(toml) -> None:
+    with pytest.raises(HarnessError, match=r"write a table \[quick\]"):
+        read_toml(toml('methods = ["rtn"]\n'), quick=True)
+    with pytest.raises(Problems, match="sweep.toml:3"):
+        read_toml(toml('methods = ["rtn"]\n[quick]\nsed = 1\n'))
+
+
 def test_all_mistakes_are_told_at_once_with_their_lines(toml) -> None:
     path = toml('metods = ["rtn"]\nseed = "1"\n\nmodels = "tiny"\njobs = true\n[extra]\nx = 1\n')
     with pytest.raises(Problems) as caught:
