@@ -35,7 +35,7 @@ def test_a_quick_run_is_the_files_own_with_other_keys(toml) -> None:
 def test_a_quick_run_needs_its_table_and_mistakes_there_are_told(toml) -> None:
     with pytest.raises(HarnessError, match=r"write a table \[quick\]"):
         read_toml(toml('methods = ["rtn"]\n'), quick=True)
-    with pytest.raises(Problems, match="sweep.toml:3"):
+    with pytest.raises(Problems, match=r"sweep\.toml:3"):
         read_toml(toml('methods = ["rtn"]\n[quick]\nsed = 1\n'))
 
 
