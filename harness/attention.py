@@ -37,7 +37,11 @@ class AttentionSpec:
         if self.rotation is not None:
             rotation = self.rotation.to(query.dtype)
             query, key = query @ rotation, key @ rotation
-        return query, simulate_tokens(key, self.kv), simulate_tokens(value, self.kv)
+        return query, self.quantize(key), self.quantize(value)
+
+    def quantize(self, x: Float[torch.Tensor, "b heads t head"]) -> Float[torch.Tensor, "b heads t head"]:
+        """Keys or values as they are read back from the cache."""
+        return simulate_tokens(x, self.kv)
 
 
 def head_size(module: nn.Module) -> int:

@@ -24,7 +24,7 @@ from harness.linear import QuantizedLinear
 from harness.method import QuantizedWindow, Report
 from harness.quantizer import ActivationSpec
 from harness.simulation import simulate
-from harness.transform import BlockRotation, InputTransform, Permutation
+from harness.transform import InputTransform
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "harness"
@@ -136,7 +136,7 @@ def _linears_to_tensors(linears: Mapping[str, QuantizedLinear]) -> tuple[Tensors
             tensors[f"{name}|bias"] = linear.bias.contiguous()
         if linear.transform is not None and id(linear.transform) not in transforms:
             transforms[id(linear.transform)] = name
-            tensors |= _transform_to_tensors(name, linear.transform)
+            tensors |= linear.transform.to_tensors(name)
         described[name] = {
             "shape": list(linear.codes.shape),
             "bits": linear.bits,
@@ -162,28 +162,5 @@ def _linear(name: str, about: dict[str, Any], tensors: Tensors) -> QuantizedLine
         axis=about["axis"],
         bias=tensors.get(f"{name}|bias"),
         activation=ActivationSpec(**about["activation"]) if about["activation"] else None,
-        transform=_transform(about["transform"], tensors) if about["transform"] else None,
+        transform=InputTransform.of_tensors(about["transform"], tensors) if about["transform"] else None,
     )
-
-
-def _transform_to_tensors(owner: str, transform: InputTransform) -> Tensors:
-    tensors: Tensors = {}
-    if transform.smooth is not None:
-        tensors[f"{owner}|smooth"] = transform.smooth.contiguous()
-    for i, step in enumerate(transform.steps):
-        value = step.matrix if isinstance(step, BlockRotation) else step.indices
-        kind = "rotation" if isinstance(step, BlockRotation) else "permutation"
-        tensors[f"{owner}|step{i}|{kind}"] = value.contiguous()
-    return tensors
-
-
-def _transform(owner: str, tensors: Tensors) -> InputTransform:
-    steps: list[BlockRotation | Permutation] = []
-    while True:
-        prefix = f"{owner}|step{len(steps)}|"
-        if f"{prefix}rotation" in tensors:
-            steps.append(BlockRotation(tensors[f"{prefix}rotation"]))
-        elif f"{prefix}permutation" in tensors:
-            steps.append(Permutation(tensors[f"{prefix}permutation"]))
-        else:
-            return InputTransform(tensors.get(f"{owner}|smooth"), tuple(steps))

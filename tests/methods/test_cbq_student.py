@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.method import QuantizedWindow
 from harness.methods.cbq_rounding import RoundedWeight
 from harness.methods.cbq_student import LearnedInput, Student, StudentInput
 from harness.quantizer import ActivationSpec, WeightFormat, find_grid, simulate_tokens
@@ -25,7 +26,7 @@ def student(setting: Setting) -> Student:
         with torch.no_grad():
             weights[name].v_scale.add_(0.1 * random(*weights[name].v_scale.shape, seed=i + 2))
     learned = LearnedInput(("q", "k"), ActivationSpec.of(setting), None, nn.Parameter(torch.tensor(1.5)))
-    return Student(weights, (learned,), {"q": random(8, seed=5), "k": None}, setting)
+    return Student(weights, (learned,), {"q": random(8, seed=5), "k": None}, QuantizedWindow({}), setting)
 
 
 @pytest.mark.parametrize("setting", ["W4A16g16", "W2A16", "W4A8", "W4A4", "W4A4sym"])
@@ -36,7 +37,7 @@ def test_a_straight_through_pass_is_the_one_that_ships(setting: str) -> None:
         weight.grid.scales.copy_(2.0 ** weight.grid.scales.log2().round())
         weight.v_scale.data.zero_()  # scales that float16 holds exactly
     x = random(2, 5, 32, seed=7)
-    trained, shipped = s.modules("straight_through"), simulate(s.hardened(), [("q", "k")], torch.float32)
+    trained, shipped = s.modules("straight_through"), simulate(s.hardened().linears, [("q", "k")], torch.float32)
     for name in "qk":
         assert torch.equal(trained[name](x), shipped[name](x))
 
@@ -94,7 +95,7 @@ def test_state_is_only_that_of_the_linears_asked_for() -> None:
 
 def test_the_report_says_what_training_did() -> None:
     s = student(Setting.parse("W4A4"))
-    before = s.hardened()
+    before = s.hardened().linears
     s.weights["q"].parameters()[0].data[0].mul_(-1)
     row = s.described("q", before["q"])
     assert row["flipped"] == pytest.approx(1 / 8, abs=0.01)
