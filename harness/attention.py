@@ -69,9 +69,11 @@ def allow_quantized_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(IMPLEMENTATION)
 
 
-def set_spec(module: nn.Module, spec: AttentionSpec | None) -> None:
-    """Tell one attention module what to do; None takes it back."""
+def set_spec(module: nn.Module, spec: AttentionSpec | None) -> AttentionSpec | None:
+    """Tell one attention module what to do, and return what it did before; None for nothing."""
+    before: AttentionSpec | None = getattr(module, "_harness_attention", None)
     module._harness_attention = spec  # type: ignore[assignment]
+    return before
 
 
 def _attention(

@@ -76,14 +76,16 @@ class CBQ:
     """p: a token's squared error is divided by its target's mean square to the power p; 0: no token is scaled"""
     kl: float = 0.0
     """weight of KL(target ‖ student) between the softmax over a token's hidden units"""
-    commitment: float = 0.01
-    """γ: relaxation=soft: weight of L_com, of the blocks that leave the window"""
+    commitment: float = 1.0
+    """γ: relaxation=soft: the pull of L_com on the blocks that leave the window, against that of the loss"""
     beta_start: float = 20.0
     """β of L_com after warm-up, from where it falls linearly"""
     beta_end: float = 2.0
-    """β of L_com at the last step"""
+    """β of L_com in the end"""
     warmup: float = 0.2
     """fraction of the steps without L_com"""
+    settling: float = 0.4
+    """fraction of the steps with β at its end: weights that it reaches last must still find a learning rate"""
     epochs: int = 2
     """passes over the calibration text for each window"""
     batch: int = 1
@@ -110,6 +112,8 @@ class CBQ:
             return "cbq quantizes weights: choose W2 to W8"
         if not 1 <= self.stride <= self.size:
             return "windows leave no block out: stride from 1 to size"
+        if not 0 <= self.warmup < 1 - self.settling:
+            return "β falls between warm-up and settling: together they are less than all steps"
         return None
 
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
@@ -165,11 +169,10 @@ class CBQ:
             example = text.batch(indices)
             with torch.enable_grad(), self.mixed_precision(example.inputs.device):
                 terms = objective(example, window.forward_through(example.inputs, modules), text.mean_square)
-                loss = terms["loss"]
-                if beta := self.beta(step / steps):
-                    terms["commitment"] = torch.stack([weight.commitment(beta) for weight in leaving]).mean()
-                    loss = loss + self.commitment * terms["commitment"]
-                loss.backward()
+                terms["loss"].backward()
+            if beta := self.beta(step / steps):
+                for weight in leaving:
+                    weight.commit(beta, self.commitment)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -188,7 +191,8 @@ class CBQ:
         """β of L_com when the fraction ``done`` of the steps is, None where L_com is not used."""
         if self.relaxation != "soft" or not self.commitment or done < self.warmup:
             return None
-        return self.beta_start + (self.beta_end - self.beta_start) * (done - self.warmup) / (1 - self.warmup)
+        fallen = min(1.0, (done - self.warmup) / (1 - self.warmup - self.settling))
+        return self.beta_start + (self.beta_end - self.beta_start) * fallen
 
     @property
     def objective(self) -> Objective:

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from harness.attention import AttentionSpec
 from harness.method import QuantizedWindow
 from harness.methods.cbq_rounding import RoundedWeight
-from harness.methods.cbq_student import LearnedInput, Student, StudentInput
+from harness.methods.cbq_student import LearnedInput, StraightThroughAttention, Student, StudentInput
 from harness.quantizer import ActivationSpec, WeightFormat, find_grid, simulate_tokens
 from harness.settings import Setting
 from harness.simulation import simulate
+from harness.transform import block_hadamard
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -102,3 +104,14 @@ def test_the_report_says_what_training_did() -> None:
     assert s.described("k", before["k"])["flipped"] == 0
     assert row["clip"] == pytest.approx(1 / (1 + math.exp(-1.5)))
     assert 0.5 < row["scale_min"] < 1 < row["scale_max"] < 1.5
+
+
+def test_gradients_pass_the_rounding_of_keys_and_values() -> None:
+    spec = AttentionSpec(ActivationSpec(4), block_hadamard(16))
+    inputs = [random(2, heads, 5, 16, seed=seed).requires_grad_() for seed, heads in enumerate((4, 2, 2))]
+    through = StraightThroughAttention(spec.kv, spec.rotation).apply(*inputs)
+    for one, other in zip(through, spec.apply(*(x.detach() for x in inputs)), strict=True):
+        assert torch.equal(one, other)
+    sum(x.sum() for x in through).backward()
+    torch.testing.assert_close(inputs[2].grad, torch.ones_like(inputs[2]))
+    assert inputs[1].grad is not None and (inputs[1].grad != 0).any()
