@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from harness.errors import BadOutput
 from harness.method import QuantizedWindow, Report, StreamName, register
@@ -19,6 +20,9 @@ from harness.methods.cbq_start import Start
 from harness.methods.cbq_student import Student
 from harness.settings import UNQUANTIZED, Setting
 from harness.window import Window
+
+Decay = Callable[[int], float]
+"""From the number of a step to the fraction of its learning rate."""
 
 
 @register("cbq")
@@ -76,7 +80,7 @@ class CBQ:
     """p: a token's squared error is divided by its target's mean square to the power p; 0: no token is scaled"""
     kl: float = 0.0
     """weight of KL(target ‖ student) between the softmax over a token's hidden units"""
-    commitment: float = 1.0
+    commitment: float = 10.0
     """γ: relaxation=soft: the pull of L_com on the blocks that leave the window, against that of the loss"""
     beta_start: float = 20.0
     """β of L_com after warm-up, from where it falls linearly"""
@@ -84,14 +88,12 @@ class CBQ:
     """β of L_com in the end"""
     warmup: float = 0.2
     """fraction of the steps without L_com"""
-    settling: float = 0.4
-    """fraction of the steps with β at its end: weights that it reaches last must still find a learning rate"""
     epochs: int = 2
     """passes over the calibration text for each window"""
     batch: int = 1
     """sequences in a step"""
     rounding_lr: float = 0.03
-    """learning rate of V, or of A₁ and A₂; all fall to 0 along a cosine"""
+    """learning rate of V, or of A₁ and A₂"""
     scale_lr: float = 0.02
     """learning rate of v, where a scale is 2σ(v) of what it was"""
     clip_lr: float = 0.02
@@ -112,8 +114,6 @@ class CBQ:
             return "cbq quantizes weights: choose W2 to W8"
         if not 1 <= self.stride <= self.size:
             return "windows leave no block out: stride from 1 to size"
-        if not 0 <= self.warmup < 1 - self.settling:
-            return "β falls between warm-up and settling: together they are less than all steps"
         return None
 
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
@@ -156,13 +156,21 @@ class CBQ:
         return start.rounded(window, prepared, setting)
 
     def train(self, window: Window, student: Student, text: Text) -> dict[str, float]:
-        """Adam on everything that is learned of the window; the learning rates fall to 0 along a cosine."""
-        rates = (self.rounding_lr, self.scale_lr, self.clip_lr)
-        groups = [{"params": params, "lr": lr} for params, lr in zip(student.parameters(), rates, strict=True)]
-        optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.95), fused=True)
-        leaving = student.of(name for block in window.leaving for name in block.linears)
+        """Adam on everything that is learned of the window; learning rates fall to 0 along a cosine, but not that of
+        soft rounding, which commits itself in the last steps."""
         steps = self.epochs * math.ceil(len(text) / self.batch)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 * (1 + math.cos(math.pi * i / steps)))
+        cosine: Decay = lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))  # noqa: E731
+        rounding, scales, clips = student.parameters()
+        learned: list[tuple[list[nn.Parameter], float, Decay]] = [
+            (rounding, self.rounding_lr, cosine if self.relaxation == "straight_through" else lambda _: 1.0),
+            (scales, self.scale_lr, cosine),
+            (clips, self.clip_lr, cosine),
+        ]
+        learned = [(parameters, lr, decay) for parameters, lr, decay in learned if parameters]
+        groups = [{"params": parameters, "lr": lr} for parameters, lr, _ in learned]
+        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [decay for _, _, decay in learned])
+        leaving = student.of(name for block in window.leaving for name in block.linears)
         modules, objective = student.modules(self.relaxation), self.objective
         losses: dict[str, float] = {}
         for step, indices in enumerate(self.batches(len(text))):
@@ -191,8 +199,7 @@ class CBQ:
         """β of L_com when the fraction ``done`` of the steps is, None where L_com is not used."""
         if self.relaxation != "soft" or not self.commitment or done < self.warmup:
             return None
-        fallen = min(1.0, (done - self.warmup) / (1 - self.warmup - self.settling))
-        return self.beta_start + (self.beta_end - self.beta_start) * fallen
+        return self.beta_start + (self.beta_end - self.beta_start) * (done - self.warmup) / (1 - self.warmup)
 
     @property
     def objective(self) -> Objective:

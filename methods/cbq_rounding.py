@@ -41,9 +41,7 @@ def inverse_rectified_sigmoid(d: Float[torch.Tensor, "*any"]) -> Float[torch.Ten
     return ((ZETA - GAMMA) / (d - GAMMA)).sub_(1).log_().neg_()
 
 
-def times_slope(
-    gradient: Float[torch.Tensor, "*any"], v: Float[torch.Tensor, "*any"]
-) -> Float[torch.Tensor, "*any"]:
+def times_slope(gradient: Float[torch.Tensor, "*any"], v: Float[torch.Tensor, "*any"]) -> Float[torch.Tensor, "*any"]:
     """``gradient`` · dσ(V)/dV in one pass: times ζ − γ, that of D where it is not clipped."""
     result: torch.Tensor = torch.ops.aten.sigmoid_backward(gradient, torch.sigmoid(v))
     return result
