@@ -37,7 +37,11 @@ class AttentionSpec:
         if self.rotation is not None:
             rotation = self.rotation.to(query.dtype)
             query, key = query @ rotation, key @ rotation
-        return query, simulate_tokens(key, self.kv), simulate_tokens(value, self.kv)
+        return query, self.quantize(key), self.quantize(value)
+
+    def quantize(self, x: Float[torch.Tensor, "b heads t head"]) -> Float[torch.Tensor, "b heads t head"]:
+        """Keys or values as they are read back from the cache."""
+        return simulate_tokens(x, self.kv)
 
 
 def head_size(module: nn.Module) -> int:
@@ -65,9 +69,11 @@ def allow_quantized_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(IMPLEMENTATION)
 
 
-def set_spec(module: nn.Module, spec: AttentionSpec | None) -> None:
-    """Tell one attention module what to do; None takes it back."""
+def set_spec(module: nn.Module, spec: AttentionSpec | None) -> AttentionSpec | None:
+    """Tell one attention module what to do, and return what it did before; None for nothing."""
+    before: AttentionSpec | None = getattr(module, "_harness_attention", None)
     module._harness_attention = spec  # type: ignore[assignment]
+    return before
 
 
 def _attention(

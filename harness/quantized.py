@@ -24,7 +24,7 @@ from harness.linear import QuantizedLinear
 from harness.method import QuantizedWindow, Report
 from harness.quantizer import ActivationSpec
 from harness.simulation import simulate
-from harness.transform import transform_from_tensors, transform_to_tensors
+from harness.transform import InputTransform
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "harness"
@@ -136,7 +136,7 @@ def _linears_to_tensors(linears: Mapping[str, QuantizedLinear]) -> tuple[Tensors
             tensors[f"{name}|bias"] = linear.bias.contiguous()
         if linear.transform is not None and id(linear.transform) not in transforms:
             transforms[id(linear.transform)] = name
-            tensors |= transform_to_tensors(name, linear.transform)
+            tensors |= linear.transform.to_tensors(name)
         described[name] = {
             "shape": list(linear.codes.shape),
             "bits": linear.bits,
@@ -162,5 +162,5 @@ def _linear(name: str, about: dict[str, Any], tensors: Tensors) -> QuantizedLine
         axis=about["axis"],
         bias=tensors.get(f"{name}|bias"),
         activation=ActivationSpec(**about["activation"]) if about["activation"] else None,
-        transform=transform_from_tensors(about["transform"], tensors) if about["transform"] else None,
+        transform=InputTransform.of_tensors(about["transform"], tensors) if about["transform"] else None,
     )

@@ -95,27 +95,24 @@ class InputTransform:
             x = step.apply(x)
         return x
 
+    def to_tensors(self, owner: str) -> dict[str, torch.Tensor]:
+        """Everything in it, by names that begin with ``owner``."""
+        tensors = {} if self.smooth is None else {f"{owner}|smooth": self.smooth.contiguous()}
+        for i, step in enumerate(self.steps):
+            value = step.matrix if isinstance(step, BlockRotation) else step.indices
+            kind = "rotation" if isinstance(step, BlockRotation) else "permutation"
+            tensors[f"{owner}|step{i}|{kind}"] = value.contiguous()
+        return tensors
 
-def transform_to_tensors(owner: str, transform: InputTransform) -> dict[str, torch.Tensor]:
-    """The parts of a transform under names that begin with its owner's, as files keep them."""
-    tensors = {}
-    if transform.smooth is not None:
-        tensors[f"{owner}|smooth"] = transform.smooth.contiguous()
-    for i, step in enumerate(transform.steps):
-        value = step.matrix if isinstance(step, BlockRotation) else step.indices
-        kind = "rotation" if isinstance(step, BlockRotation) else "permutation"
-        tensors[f"{owner}|step{i}|{kind}"] = value.contiguous()
-    return tensors
-
-
-def transform_from_tensors(owner: str, tensors: Mapping[str, torch.Tensor]) -> InputTransform:
-    """The inverse of :func:`transform_to_tensors`."""
-    steps: list[BlockRotation | Permutation] = []
-    while True:
-        prefix = f"{owner}|step{len(steps)}|"
-        if f"{prefix}rotation" in tensors:
-            steps.append(BlockRotation(tensors[f"{prefix}rotation"]))
-        elif f"{prefix}permutation" in tensors:
-            steps.append(Permutation(tensors[f"{prefix}permutation"]))
-        else:
-            return InputTransform(tensors.get(f"{owner}|smooth"), tuple(steps))
+    @classmethod
+    def of_tensors(cls, owner: str, tensors: Mapping[str, torch.Tensor]) -> InputTransform:
+        """What :meth:`to_tensors` named after ``owner``; nothing is done to the input where there is none."""
+        steps: list[BlockRotation | Permutation] = []
+        while True:
+            prefix = f"{owner}|step{len(steps)}|"
+            if f"{prefix}rotation" in tensors:
+                steps.append(BlockRotation(tensors[f"{prefix}rotation"]))
+            elif f"{prefix}permutation" in tensors:
+                steps.append(Permutation(tensors[f"{prefix}permutation"]))
+            else:
+                return cls(tensors.get(f"{owner}|smooth"), tuple(steps))

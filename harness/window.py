@@ -79,8 +79,7 @@ class Runner:
             for name, value in part.norms.items():
                 stack.enter_context(self._revalued(name, value))
             for name, spec in part.attention.items():
-                set_spec(self.modules[name], spec)
-                stack.callback(set_spec, self.modules[name], None)
+                stack.callback(set_spec, self.modules[name], set_spec(self.modules[name], spec))
             yield
 
     @contextmanager

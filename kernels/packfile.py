@@ -17,7 +17,7 @@ from harness import atomic
 from harness.errors import HarnessError
 from harness.kernels.pack import PackedLinear
 from harness.quantizer import ActivationSpec
-from harness.transform import InputTransform, transform_from_tensors, transform_to_tensors
+from harness.transform import InputTransform
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "harness-packed"
@@ -62,7 +62,7 @@ def load_packed(path: Path) -> dict[str, PackedLinear]:
             raise HarnessError(f"layer {name} is not as it was written", where=str(path), fix="pack again")
         owner = about["transform"]
         if owner is not None and owner not in transforms:  # one object for all that share it
-            transforms[owner] = transform_from_tensors(owner, tensors)
+            transforms[owner] = InputTransform.of_tensors(owner, tensors)
         layers[name] = _layer(name, about, tensors, transforms.get(owner))
     return layers
 
@@ -76,7 +76,7 @@ def _to_tensors(layers: Mapping[str, PackedLinear]) -> tuple[Tensors, dict[str, 
         tensors |= {f"{name}|{part}": value.contiguous() for part, value in parts.items() if value is not None}
         if layer.transform is not None and id(layer.transform) not in owners:
             owners[id(layer.transform)] = name
-            tensors |= transform_to_tensors(name, layer.transform)
+            tensors |= layer.transform.to_tensors(name)
         described[name] = {
             "bits": layer.bits,
             "group_size": layer.group_size,

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from harness.errors import BadOutput
-from harness.linear import QuantizedLinear
 from harness.method import QuantizedWindow, Report, StreamName, register
 from harness.methods.cbq_cfp import Outliers
 from harness.methods.cbq_objective import Objective, Text
+from harness.methods.cbq_prepare import Preparation, Prepared
 from harness.methods.cbq_start import Start
 from harness.methods.cbq_student import Student
 from harness.settings import UNQUANTIZED, Setting
 from harness.window import Window
+
+Decay = Callable[[int], float]
+"""From the number of a step to the fraction of its learning rate."""
 
 
 @register("cbq")
@@ -27,7 +31,7 @@ class CBQ:
     """Learn rounding, scales and activation clipping of a window of blocks against two targets.
 
     Ding et al., "CBQ: Cross-Block Quantization for Large Language Models", ICLR 2025. The authors published no
-    training code: where the paper is silent, there is an option. Not here yet: scaling of activations before training.
+    training code: where the paper is silent, there is an option.
     """
 
     size: int = 1
@@ -38,12 +42,26 @@ class CBQ:
     """where the integers start: rounding to nearest, or GPTQ's solution of each layer"""
     damp: float = 0.01
     """init=gptq: λ, this fraction of the mean diagonal is added to the Hessian's diagonal"""
+    rotate: Literal["none", "hadamard", "duquant"] = "none"
+    """smooth and rotate all inputs first, by Hadamard blocks or as DuQuant does, in place of CFP's scaling"""
+    cfp_activations: bool = True
+    """coarse-to-fine pre-processing: where activations are quantized, scale the outlier channels of each input down"""
     cfp_weights: bool = True
     """coarse-to-fine pre-processing: cut off the outliers of each weight before its grid is found"""
     lambda1: float = 1.5
     """λ1: interquartile ranges above the third quartile where candidates for outliers begin"""
     lambda2: float = 1.0
     """λ2: the retained candidates' variance against the gap to the outliers"""
+    quantile: float = 0.25
+    """Q1 is this quantile, and Q3 its mirror image"""
+    gap: Literal["squared", "absolute"] = "squared"
+    """the distance between retained candidates and outliers; absolute depends on the unit of the values"""
+    exponent: float = 0.5
+    """an outlier channel is divided by (max|X_c| / t)^exponent"""
+    max_truncated: float = 0.001
+    """where more of a weight than this would be cut off there is no gap, and nothing is"""
+    max_channels: float = 0.05
+    """where more channels than this would be scaled there is no gap, and none is"""
     rounding: Literal["lora", "full", "none"] = "full"
     """V = V₀ + A₁A₂ of low rank; V itself; or V₀ kept: only scales and clipping are learned"""
     rank: int = 5
@@ -62,12 +80,12 @@ class CBQ:
     """p: a token's squared error is divided by its target's mean square to the power p; 0: no token is scaled"""
     kl: float = 0.0
     """weight of KL(target ‖ student) between the softmax over a token's hidden units"""
-    commitment: float = 0.01
-    """γ: relaxation=soft: weight of L_com, of the blocks that leave the window"""
+    commitment: float = 10.0
+    """γ: relaxation=soft: the pull of L_com on the blocks that leave the window, against that of the loss"""
     beta_start: float = 20.0
     """β of L_com after warm-up, from where it falls linearly"""
     beta_end: float = 2.0
-    """β of L_com at the last step"""
+    """β of L_com in the end"""
     warmup: float = 0.2
     """fraction of the steps without L_com"""
     epochs: int = 2
@@ -75,7 +93,7 @@ class CBQ:
     batch: int = 1
     """sequences in a step"""
     rounding_lr: float = 0.03
-    """learning rate of V, or of A₁ and A₂; all fall to 0 along a cosine"""
+    """learning rate of V, or of A₁ and A₂"""
     scale_lr: float = 0.02
     """learning rate of v, where a scale is 2σ(v) of what it was"""
     clip_lr: float = 0.02
@@ -102,46 +120,67 @@ class CBQ:
         start = time.monotonic()
         text = Text.of(window, homologous=bool(self.homologous_target))
         trained, held = text.part(0, len(text) - self.holdout), text.part(len(text) - self.holdout, len(text))
-        student, rows = self.begin(window, trained, setting)
+        prepared = self.preparation(setting).of(window)
+        student, rows = self.begin(window, prepared, trained, setting)
         before = student.hardened()
-        facts: Report = {"window": window.index, **self.train(window, student, trained)}
+        with window.runner.installed(student.differentiable, ()):
+            facts: Report = {"window": window.index, **self.train(window, student, trained)}
         after = student.hardened()
         facts["held_out_before"], facts["held_out"] = (self.error(window, held, part) for part in (before, after))
         kept = before if self.guard and facts["held_out"] >= facts["held_out_before"] else after
         facts |= {"kept_initialization": kept is before, "seconds": (time.monotonic() - start) / len(rows)}
         staying = [name for block in window.blocks if block not in window.leaving for name in block.linears]
-        return QuantizedWindow(
+        described = {row["layer"]: student.described(row["layer"], before.linears[row["layer"]]) for row in rows}
+        return replace(
             kept,
-            report=tuple({**row, **student.described(row["layer"], before[row["layer"]]), **facts} for row in rows),
-            state=student.state(staying) if kept is after else {},
+            report=tuple(row | described[row["layer"]] | facts for row in rows),
+            state=student.state(staying) | prepared.state(staying) if kept is after else {},
         )
 
-    def begin(self, window: Window, text: Text, setting: Setting) -> tuple[Student, list[Report]]:
+    def preparation(self, setting: Setting) -> Preparation:
+        """What is done to inputs before any grid is found."""
+        scales = self.cfp_activations and setting.quantizes_activations
+        return Preparation(self.outliers(self.max_channels) if scales else None, self.exponent, self.rotate)
+
+    def outliers(self, max_fraction: float) -> Outliers:
+        """How outliers are told from the rest, where more than ``max_fraction`` cannot be any."""
+        return Outliers(self.lambda1, self.lambda2, self.quantile, self.gap, max_fraction)
+
+    def begin(self, window: Window, prepared: Prepared, text: Text, setting: Setting) -> tuple[Student, list[Report]]:
         """Truncated weights on their grids, between two integers each."""
-        outliers = Outliers(self.lambda1, self.lambda2) if self.cfp_weights else None
+        outliers = self.outliers(self.max_truncated) if self.cfp_weights else None
         start = Start(self.rounding, self.rank, self.residual, outliers, self.damp)
         window.progress(f"{window.blocks[-1].name}: {self.init}")
-        return start.solved(window, text.stream(), setting) if self.init == "gptq" else start.rounded(window, setting)
+        if self.init == "gptq":
+            return start.solved(window, prepared, text.stream(), setting)
+        return start.rounded(window, prepared, setting)
 
     def train(self, window: Window, student: Student, text: Text) -> dict[str, float]:
-        """Adam on everything that is learned of the window; the learning rates fall to 0 along a cosine."""
-        rates = (self.rounding_lr, self.scale_lr, self.clip_lr)
-        groups = [{"params": params, "lr": lr} for params, lr in zip(student.parameters(), rates, strict=True)]
-        optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.95), fused=True)
-        leaving = student.of(name for block in window.leaving for name in block.linears)
+        """Adam on everything that is learned of the window; learning rates fall to 0 along a cosine, but not that of
+        soft rounding, which commits itself in the last steps."""
         steps = self.epochs * math.ceil(len(text) / self.batch)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 * (1 + math.cos(math.pi * i / steps)))
+        cosine: Decay = lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))  # noqa: E731
+        rounding, scales, clips = student.parameters()
+        learned: list[tuple[list[nn.Parameter], float, Decay]] = [
+            (rounding, self.rounding_lr, cosine if self.relaxation == "straight_through" else lambda _: 1.0),
+            (scales, self.scale_lr, cosine),
+            (clips, self.clip_lr, cosine),
+        ]
+        learned = [(parameters, lr, decay) for parameters, lr, decay in learned if parameters]
+        groups = [{"params": parameters, "lr": lr} for parameters, lr, _ in learned]
+        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [decay for _, _, decay in learned])
+        leaving = student.of(name for block in window.leaving for name in block.linears)
         modules, objective = student.modules(self.relaxation), self.objective
         losses: dict[str, float] = {}
         for step, indices in enumerate(self.batches(len(text))):
             example = text.batch(indices)
             with torch.enable_grad(), self.mixed_precision(example.inputs.device):
                 terms = objective(example, window.forward_through(example.inputs, modules), text.mean_square)
-                loss = terms["loss"]
-                if beta := self.beta(step / steps):
-                    terms["commitment"] = torch.stack([weight.commitment(beta) for weight in leaving]).mean()
-                    loss = loss + self.commitment * terms["commitment"]
-                loss.backward()
+                terms["loss"].backward()
+            if beta := self.beta(step / steps):
+                for weight in leaving:
+                    weight.commit(beta, self.commitment)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -166,9 +205,8 @@ class CBQ:
     def objective(self) -> Objective:
         return Objective(self.fp_target, self.homologous_target, self.l2, self.kl, self.token_norm)
 
-    def error(self, window: Window, text: Text, linears: Mapping[str, QuantizedLinear]) -> float:
+    def error(self, window: Window, text: Text, part: QuantizedWindow) -> float:
         """The loss of the window on ``text``, run as it would ship."""
-        part = QuantizedWindow(linears)
         losses = [
             float(self.objective(example, window.forward(example.inputs, part), text.mean_square)["loss"])
             for example in text.sequences

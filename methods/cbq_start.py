@@ -12,13 +12,14 @@ from torch import nn
 from harness.linear import assemble
 from harness.method import Report
 from harness.methods.cbq_cfp import Outliers, truncated
+from harness.methods.cbq_prepare import Prepared
 from harness.methods.cbq_rounding import Kind, RoundedWeight
 from harness.methods.cbq_student import UNCLIPPED, LearnedInput, Student
 from harness.methods.gptq import GPTQ
 from harness.quantizer import ActivationSpec, Grid, WeightFormat, decode, expand, find_grid
-from harness.reconstruction import factorize
+from harness.reconstruction import Factorization, factorize
 from harness.settings import Setting
-from harness.window import SharedInput, Stream, Window
+from harness.window import Stream, Window
 
 Weight = Float[torch.Tensor, "out in"]
 INSIDE = 0.45
@@ -36,44 +37,55 @@ class Start:
     """how weights are truncated, if they are"""
     damp: float
 
-    def rounded(self, window: Window, setting: Setting) -> tuple[Student, list[Report]]:
+    def rounded(self, window: Window, prepared: Prepared, setting: Setting) -> tuple[Student, list[Report]]:
         """At the nearest integers."""
         weights, rows = dict[str, RoundedWeight](), list[Report]()
-        for name, linear in window.linears.items():
-            weight, row = self.truncate(linear.weight)
-            rows.append({"layer": name, **row})
+        for name in window.linears:
+            weight, row = self.truncate(prepared.weights[name])
+            rows.append({"layer": name, **prepared.described(name), **row})
             weights[name] = carried(window, name, setting) or self.weight(
                 weight, find_grid(weight, WeightFormat.of(setting))
             )
-        return _student(window, weights, setting), rows
+        return _student(window, prepared, weights, setting), rows
 
-    def solved(self, window: Window, stream: Stream, setting: Setting) -> tuple[Student, list[Report]]:
+    def solved(
+        self, window: Window, prepared: Prepared, stream: Stream, setting: Setting
+    ) -> tuple[Student, list[Report]]:
         """At the integers that GPTQ finds for ``stream``, linear after linear."""
         weights, rows = dict[str, RoundedWeight](), list[Report]()
-        for (stop,) in window.walk(stream):
-            resumed = {name: weight for name in stop.names if (weight := carried(window, name, setting))}
-            originals = {name: window.linears[name].weight.float() for name in stop.names}
-            cut = {name: self.truncate(weight) for name, weight in originals.items()}
-            rows += [{"layer": name, **row} for name, (_, row) in cut.items()]
-            if stop.names and not resumed:
-                resumed = self.solve(stop, originals, {name: weight for name, (weight, _) in cut.items()}, setting)
-            weights |= resumed
-            stop.install({
-                name: assemble(*weight.hardened(), setting, bias=window.linears[name].bias)
-                for name, weight in resumed.items()
-            })  # fmt: skip
-        return _student(window, weights, setting), rows
+        with window.runner.installed(prepared.surroundings, ()):
+            for (stop,) in window.walk(stream, attention=prepared.attention):
+                transform = prepared.transforms.get(stop.names)
+                started = {name: weight for name in stop.names if (weight := carried(window, name, setting))}
+                cut = {name: self.truncate(prepared.weights[name]) for name in stop.names}
+                rows += [{"layer": name, **prepared.described(name), **row} for name, (_, row) in cut.items()]
+                if stop.names and not started:
+                    hessian = stop.hessian(ActivationSpec.of(setting), transform)
+                    problem = factorize(hessian, self.damp, where=stop.names[0], allow_rtn_fallback=False)
+                    started = self.solve(
+                        {name: prepared.weights[name] for name in stop.names},
+                        {name: weight for name, (weight, _) in cut.items()},
+                        problem,
+                        WeightFormat.of(setting),
+                    )
+                weights |= started
+                biases = prepared.smoothed.biases
+                stop.install({
+                    name: assemble(*weight.hardened(), setting, bias=biases[name], transform=transform)
+                    for name, weight in started.items()
+                })  # fmt: skip
+        return _student(window, prepared, weights, setting), rows
 
     def solve(
-        self, stop: SharedInput, originals: Mapping[str, Weight], cut: Mapping[str, Weight], setting: Setting
+        self,
+        originals: Mapping[str, Weight],
+        cut: Mapping[str, Weight],
+        problem: Factorization,
+        format: WeightFormat,
     ) -> dict[str, RoundedWeight]:
         """GPTQ, with grids of the truncated weights. A weight starts between GPTQ's level and the one on its own side,
         close to the other where the two are far apart."""
-        hessian = stop.hessian(ActivationSpec.of(setting))
-        problem = factorize(hessian, self.damp, where=stop.names[0], allow_rtn_fallback=False)
-        solution = GPTQ().solve(
-            torch.cat(list(cut.values())), torch.cat(list(originals.values())), problem, WeightFormat.of(setting)
-        )
+        solution = GPTQ().solve(torch.cat(list(cut.values())), torch.cat(list(originals.values())), problem, format)
         weights = {}
         parts = solution.split([len(weight) for weight in originals.values()])
         for (name, original), part in zip(originals.items(), parts, strict=True):
@@ -100,15 +112,10 @@ def carried(window: Window, name: str, setting: Setting) -> RoundedWeight | None
     return RoundedWeight.resumed(state, WeightFormat.of(setting)) if "base" in state else None
 
 
-def _student(window: Window, weights: Mapping[str, RoundedWeight], setting: Setting) -> Student:
+def _student(window: Window, prepared: Prepared, weights: Mapping[str, RoundedWeight], setting: Setting) -> Student:
     inputs = []
     for names in window.shared_inputs:
         rho = window.carried.get(f"{names[0]}|rho", torch.tensor(UNCLIPPED))
         rho = nn.Parameter(rho.clone().to(window.linears[names[0]].weight.device))
-        inputs.append(LearnedInput(names, ActivationSpec.of(setting), None, rho))
-    biases = {name: linear.bias for name, linear in window.linears.items()}
-    return Student(weights, tuple(inputs), biases, setting)
-
-
-def _format(setting: Setting) -> WeightFormat:
-    return WeightFormat.of(setting)
+        inputs.append(LearnedInput(names, ActivationSpec.of(setting), prepared.transforms.get(names), rho))
+    return Student(weights, tuple(inputs), prepared.smoothed.biases, prepared.surroundings, setting)

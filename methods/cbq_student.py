@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from harness.attention import AttentionSpec
 from harness.linear import QuantizedLinear, assemble
-from harness.method import Report
+from harness.method import QuantizedWindow, Report
 from harness.methods.cbq_rounding import Relaxation, RoundedWeight
 from harness.quantizer import ActivationSpec, simulate_tokens, token_grid
 from harness.settings import Setting
@@ -69,7 +70,18 @@ class StudentLinear(nn.Module):
         if self.prepare is not None:
             x = self.prepare(x)
         bias: torch.Tensor | None = self.get_buffer("bias") if self.bias is not None else None
+        bias = bias if bias is None else bias.to(x.dtype)
         return nn.functional.linear(x, self.rounded.weight(self.relaxation).to(x.dtype), bias)
+
+
+@dataclass(frozen=True)
+class StraightThroughAttention(AttentionSpec):
+    """Attention whose keys and values are quantized, with gradients that pass their rounding."""
+
+    def quantize(self, x: Float[torch.Tensor, "b heads t head"]) -> Float[torch.Tensor, "b heads t head"]:
+        clip = torch.tensor(self.kv.clip)
+        quantized: torch.Tensor = _TokensQuantized.apply(x, clip, self.kv)  # type: ignore[no-untyped-call]
+        return quantized
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,17 @@ class Student:
     weights: Mapping[str, RoundedWeight]
     inputs: tuple[LearnedInput, ...]
     biases: Mapping[str, Float[torch.Tensor, " out"] | None]
+    surroundings: QuantizedWindow
+    """Norms and attention as they ship."""
     setting: Setting
+
+    @property
+    def differentiable(self) -> QuantizedWindow:
+        """The surroundings in training."""
+        attention = {
+            name: StraightThroughAttention(spec.kv, spec.rotation) for name, spec in self.surroundings.attention.items()
+        }
+        return replace(self.surroundings, attention=attention)
 
     def modules(self, relaxation: Relaxation) -> dict[str, nn.Module]:
         """By linear, what stands in for it in a pass that is differentiated."""
@@ -91,8 +113,8 @@ class Student:
                 modules[name] = StudentLinear(self.weights[name], relaxation, prepare, self.biases[name])
         return modules
 
-    def hardened(self) -> dict[str, QuantizedLinear]:
-        """The window's linears as they would ship now."""
+    def hardened(self) -> QuantizedWindow:
+        """The window as it would ship now."""
         linears = {}
         for learned in self.inputs:
             for name in learned.linears:
@@ -105,7 +127,7 @@ class Student:
                     transform=learned.transform,
                     activation_clip=learned.clip(),
                 )
-        return linears
+        return replace(self.surroundings, linears=linears)
 
     def of(self, names: Iterable[str]) -> list[RoundedWeight]:
         return [self.weights[name] for name in names]

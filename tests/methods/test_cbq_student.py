@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from harness.attention import AttentionSpec
+from harness.method import QuantizedWindow
 from harness.methods.cbq_rounding import RoundedWeight
-from harness.methods.cbq_student import LearnedInput, Student, StudentInput
+from harness.methods.cbq_student import LearnedInput, StraightThroughAttention, Student, StudentInput
 from harness.quantizer import ActivationSpec, WeightFormat, find_grid, simulate_tokens
 from harness.settings import Setting
 from harness.simulation import simulate
+from harness.transform import block_hadamard
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -25,7 +28,7 @@ def student(setting: Setting) -> Student:
         with torch.no_grad():
             weights[name].v_scale.add_(0.1 * random(*weights[name].v_scale.shape, seed=i + 2))
     learned = LearnedInput(("q", "k"), ActivationSpec.of(setting), None, nn.Parameter(torch.tensor(1.5)))
-    return Student(weights, (learned,), {"q": random(8, seed=5), "k": None}, setting)
+    return Student(weights, (learned,), {"q": random(8, seed=5), "k": None}, QuantizedWindow({}), setting)
 
 
 @pytest.mark.parametrize("setting", ["W4A16g16", "W2A16", "W4A8", "W4A4", "W4A4sym"])
@@ -36,7 +39,7 @@ def test_a_straight_through_pass_is_the_one_that_ships(setting: str) -> None:
         weight.grid.scales.copy_(2.0 ** weight.grid.scales.log2().round())
         weight.v_scale.data.zero_()  # scales that float16 holds exactly
     x = random(2, 5, 32, seed=7)
-    trained, shipped = s.modules("straight_through"), simulate(s.hardened(), [("q", "k")], torch.float32)
+    trained, shipped = s.modules("straight_through"), simulate(s.hardened().linears, [("q", "k")], torch.float32)
     for name in "qk":
         assert torch.equal(trained[name](x), shipped[name](x))
 
@@ -94,10 +97,21 @@ def test_state_is_only_that_of_the_linears_asked_for() -> None:
 
 def test_the_report_says_what_training_did() -> None:
     s = student(Setting.parse("W4A4"))
-    before = s.hardened()
+    before = s.hardened().linears
     s.weights["q"].parameters()[0].data[0].mul_(-1)
     row = s.described("q", before["q"])
     assert row["flipped"] == pytest.approx(1 / 8, abs=0.01)
     assert s.described("k", before["k"])["flipped"] == 0
     assert row["clip"] == pytest.approx(1 / (1 + math.exp(-1.5)))
     assert 0.5 < row["scale_min"] < 1 < row["scale_max"] < 1.5
+
+
+def test_gradients_pass_the_rounding_of_keys_and_values() -> None:
+    spec = AttentionSpec(ActivationSpec(4), block_hadamard(16))
+    inputs = [random(2, heads, 5, 16, seed=seed).requires_grad_() for seed, heads in enumerate((4, 2, 2))]
+    through = StraightThroughAttention(spec.kv, spec.rotation).apply(*inputs)
+    for one, other in zip(through, spec.apply(*(x.detach() for x in inputs)), strict=True):
+        assert torch.equal(one, other)
+    sum(x.sum() for x in through).backward()
+    torch.testing.assert_close(inputs[2].grad, torch.ones_like(inputs[2]))
+    assert inputs[1].grad is not None and (inputs[1].grad != 0).any()
