@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,6 +88,9 @@ def run(
     limit: Annotated[int | None, typer.Option(help="Documents of each lm-eval task.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Also run again the cells that failed.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Use the file's table [quick] over its other keys.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html into the run folder after every cell, not only last.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Run methods over models, settings and tasks; resume a run that was stopped."""
@@ -108,7 +112,7 @@ def run(
     if dry_run:
         _print_plan(draft, folder)
         return
-    _run(draft, asked, folder, retry=retry)
+    _run(draft, asked, folder, retry=retry, report=report)
 
 
 @app.command(epilog="Example: harness results runs/first --format markdown")
@@ -273,19 +277,21 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(draft: Any, asked: Any, path: Path, *, retry: bool) -> None:
-    from harness import results, running, tables
+def _run(draft: Any, asked: Any, path: Path, *, retry: bool, report: bool) -> None:
+    from harness import livereport, results, running, tables
     from harness.display import watching
     from harness.runfolder import RunFolder
 
     limits = running.limits_of(asked)
-    with watching() as watcher:
+    with watching() as shown, livereport.reporting(shown, path) if report else nullcontext(shown) as watcher:
         try:
             outcome = running.run(draft, asked, RunFolder(path), limits, watcher, retry=retry)
         except running.Interrupted as stop:
             raise typer.Exit(_SIGNALLED + stop.signal) from None
     found = results.load(path)
     _show(tables.score_grids(found), markdown=False)
+    if written := livereport.write_report(path):
+        print(f"report: {written}   (harness report {path} --out <folder>: every format, and plots)")
     print(f"results: {path}   (harness results {path} --format markdown|csv|json)")
     if outcome.signal is not None:
         print("stopped; the same command goes on from here", file=sys.stderr)

@@ -18,6 +18,7 @@ from harness.reports.pages import ASSETS, render
 from harness.reports.words import visible
 from harness.tables import MANY_ROWS
 
+REFRESH_SECONDS = 10  # of a page whose run is still going
 SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
@@ -70,16 +71,14 @@ class Report:
         }  # fmt: skip
         return writers[format](shown)
 
-    def html(
-        self, shown: Sequence[Board] | None = None, *, figures: Sequence[tuple[str, str]] = (), refresh_seconds: int = 0
-    ) -> str:
-        """One page on its own. With ``refresh_seconds`` it loads itself again, while cells are pending."""
+    def html(self, shown: Sequence[Board] | None = None, *, figures: Sequence[tuple[str, str]] = ()) -> str:
+        """One page on its own. It loads itself again while cells are pending."""
         pending = sum(known.result.last is None for _, known in self.gathered.cells())
         return render("report.html", {
             "title": "harness: " + ", ".join(visible(source.name) for source in self.gathered.sources),
             "css": (ASSETS / "site.css").read_text(),
             "pending": pending,
-            "refresh_seconds": refresh_seconds if pending else 0,
+            "refresh_seconds": REFRESH_SECONDS if pending else 0,
             "notes": [*map(visible, self.gathered.notes)],
             "boards": shown if shown is not None else self.boards,
             "caption": formats.caption,

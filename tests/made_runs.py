@@ -38,12 +38,15 @@ def make_run(path: Path, rows: Sequence[tuple[Cell, Numbers, str]]) -> Path:
     store = Store(path / "run.sqlite")
     store.begin(Run(WHEN, "{}", "{}"))
     for cell, numbers, status in rows:
-        for task, (value, stderr) in numbers.items():
-            text = task == "pydoc"
-            metric = "token_perplexity" if text else "acc"
-            store.add_measured([Measured(cell.id, task, metric, value, stderr, 1000, int(not text), 1.0, WHEN)])
+        store.add_measured([_measured(cell, task, *number) for task, number in numbers.items()])
         if status != "pending":
             reason = None if status == "ok" else "<b>=why()"
             store.add_attempt(Attempt(cell.id, 1, 1, status, reason, 0, 1.0, 2.0, 3.0, 10**9, 4.25, 10**8, WHEN))
     store.close()
     return path
+
+
+def _measured(cell: Cell, task: str, value: float, stderr: float | None) -> Measured:
+    text = task == "pydoc"
+    metric = "token_perplexity" if text else "acc"
+    return Measured(cell.id, task, metric, value, stderr, 1000, int(not text), 1.0, WHEN)
