@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+methods_app = typer.Typer(help="Write and check methods.", no_args_is_help=True)
+app.add_typer(methods_app, name="methods")
 
 
 class Format(StrEnum):
@@ -218,6 +220,35 @@ def fetch_model(name: Annotated[str, typer.Argument(help="A preset or a hub id."
         print(f"{stage} {done}/{total} {detail}", file=sys.stderr)
 
     print(fetch(resolve_model(name), say))
+
+
+@methods_app.command("check", epilog="Example: harness methods check ./my_method.py")
+def check_method(
+    method: Annotated[str, typer.Argument(help="A name or a file, with options: gptq:damp=0.05")],
+    full: Annotated[bool, typer.Option("--full", help="Also on smollm2-135m, a real model (minutes).")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds that all of it may take.")] = 3600,
+    memory: Annotated[str, typer.Option(help="Memory that it may hold.")] = "12GB",
+) -> None:
+    """Run the conformance suite: what every method has to keep to, each check with how to pass it."""
+    from harness.conformance.report import examine
+
+    failed, interrupted_by = examine(method, full=full, timeout_seconds=timeout, memory=memory)
+    if interrupted_by is not None:
+        raise typer.Exit(_SIGNALLED + interrupted_by)
+    if failed:
+        raise typer.Exit(_FAILED)
+
+
+@methods_app.command("new", epilog="Example: harness methods new my_method")
+def new_method(
+    name: Annotated[str, typer.Argument(help="Of the method: letters, digits and underscores.")],
+    here: Annotated[bool, typer.Option("--here", help="Only the method's file, in this folder.")] = False,
+) -> None:
+    """Write an installable package with one method that works at once."""
+    from harness.scaffold import write_method
+
+    for path in write_method(name, Path.cwd(), only_file=here):
+        print(path)
 
 
 @app.command(epilog="Example: harness doctor --hub --data-root ../data")

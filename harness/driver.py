@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from harness.architecture import Block
 from harness.attention import AttentionSpec, allow_quantized_attention
 from harness.errors import BadOutput, HarnessError, Unsupported
+from harness.linear import QuantizedLinear
 from harness.method import Method, QuantizedWindow
 from harness.models import LoadedModel
 from harness.progress import Progress
@@ -45,7 +46,7 @@ def quantize_model(
     if reason := method.supports(setting):
         raise Unsupported(reason)
     blocks = model.architecture.blocks
-    with torch.no_grad(), _highest_precision():
+    with torch.no_grad(), _highest_precision(), torch.random.fork_rng(_accelerators(model)):
         if setting.quantizes_kv:
             allow_quantized_attention(model.module)
         streams = _open_streams(model, method, calibration)
@@ -131,6 +132,7 @@ def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block]) -> Qu
     for name in finished:
         if name not in part.linears:
             raise BadOutput(f"{name} was not quantized", fix="a method returns every linear of its window")
+        _refuse_another_type(name, part.linears[name])
         expected, got = tuple(window.linears[name].weight.shape), tuple(part.linears[name].codes.shape)
         if got != expected:
             raise BadOutput(f"{name} has codes of shape {list(got)}, not {list(expected)}")
@@ -147,6 +149,19 @@ def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block]) -> Qu
         part.outputs if len(leaving) == len(window.blocks) else {},
         part.state,
     )
+
+
+def _refuse_another_type(name: str, linear: object) -> None:
+    """A subclass could run other weights than its integers stand for."""
+    if type(linear) is not QuantizedLinear:
+        raise BadOutput(
+            f"{name} is a {type(linear).__name__}, not a QuantizedLinear", fix="return codes, scales and zero points"
+        )
+
+
+def _accelerators(model: LoadedModel) -> list[torch.device]:
+    """Devices whose random state is the caller's, beside the CPU's."""
+    return [model.device] if model.device.type == "cuda" else []
 
 
 def _plain_attention(blocks: Sequence[Block], setting: Setting) -> dict[str, AttentionSpec]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from harness.presets import model_presets, resolve_model
-from harness.registry import describe_methods
+from harness.registry import MethodInfo, describe_methods, import_failure
 from harness.settings import ACTIVATION_BITS, KV_BITS, WEIGHT_BITS
 from harness.specs import Option, show
 from harness.tasks.catalogue import describe_tasks
@@ -24,7 +24,12 @@ def rows(what: str) -> Iterator[Row]:
 
 def _methods() -> Iterator[Row]:
     for info in describe_methods().values():
-        yield info.name, f"BROKEN: {info.broken}" if info.broken else info.summary, _options(info.options)
+        broken = info.broken or (import_failure(info) if _is_foreign(info) else None)
+        yield info.name, f"BROKEN: {broken}" if broken else info.summary, _options(info.options)
+
+
+def _is_foreign(info: MethodInfo) -> bool:
+    return bool(info.module) and not info.module.startswith("harness.")
 
 
 def _models() -> Iterator[Row]:

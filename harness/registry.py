@@ -1,4 +1,4 @@
-"""Which methods there are.
+"""Which methods there are: built-in, installed (entry points of the group ``harness.methods``), or named by a file.
 
 Methods are described by reading their source, not by running it: a listing needs no torch, and a file that would
 crash on import crashes nobody but the cell that uses it.
@@ -9,21 +9,25 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import os
 import re
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, unknown
-from harness.specs import Option, Scalar
+from harness.specs import Option, Scalar, Spec, bind
 
 if TYPE_CHECKING:
     from harness.method import Method
 
 BASELINE = "fp"
+ENTRY_POINTS = "harness.methods"
 _BUILT_IN = Path(__file__).parent / "methods"
 # Shared code that decides integers: a change here makes every cell a new one, as a change in the method does.
 _DECIDING = (
@@ -31,6 +35,7 @@ _DECIDING = (
     "reconstruction", "sequential", "simulation", "transform", "window",
 )  # fmt: skip
 _BUILDS_ON = re.compile(rb"^from harness\.methods\.(\w+) import", re.MULTILINE)
+_IMPORT_SECONDS = 120
 _KINDS = {"bool": "a boolean", "int": "an integer", "float": "a number", "str": "a word"}
 
 
@@ -46,16 +51,77 @@ class MethodInfo:
     sha256: str
     """Of the method's file, the methods it builds on, and the shared code that decides integers with it."""
     class_name: str = ""
+    module: str = ""
+    """What to import; empty for a file that belongs to no package."""
     broken: str | None = None
     """Why the file cannot be used, as ``file:line: reason``."""
 
 
 def describe_methods(extra_paths: Sequence[str] = ()) -> dict[str, MethodInfo]:
-    """Built-in methods, the ``fp`` baseline, and those in the files ``extra_paths``, by name."""
+    """The ``fp`` baseline, built-in and installed methods, and those in the files ``extra_paths``, by name.
+
+    ``HARNESS_METHODS=rtn,mine`` leaves only those (and the baseline). Raises HarnessError for a name in it that there
+    is not.
+    """
     infos = {BASELINE: MethodInfo(BASELINE, "The untouched model.", (), "", _digest(b""))}
-    for path in [*sorted(_BUILT_IN.glob("*.py")), *(Path(p).resolve() for p in extra_paths)]:
-        infos |= {info.name: info for info in _read(path)}
-    return infos
+    for path in sorted(_BUILT_IN.glob("*.py")):
+        infos |= {info.name: info for info in _read(path, f"harness.methods.{path.stem}")}
+    for info in _installed():
+        if info.name in infos:
+            taken = f"the name {info.name!r} is taken by {infos[info.name].source}: register it under another"
+            info = replace(info, name=f"{info.name} of {info.module}", broken=taken)
+        infos[info.name] = info
+    for extra in extra_paths:
+        infos |= {info.name: info for info in _read(Path(extra).resolve())}
+    return _narrowed(infos, os.environ.get("HARNESS_METHODS"))
+
+
+def _narrowed(infos: dict[str, MethodInfo], names: str | None) -> dict[str, MethodInfo]:
+    if names is None:
+        return infos
+    wanted = [BASELINE, *(name.strip() for name in names.split(",") if name.strip())]
+    for name in wanted:
+        if name not in infos:
+            raise unknown("method in HARNESS_METHODS", name, infos, listing="HARNESS_METHODS= harness list methods")
+    return {name: info for name, info in infos.items() if name in wanted}
+
+
+def _installed() -> Iterator[MethodInfo]:
+    """Methods that other packages bring along. Their code is read, not run."""
+    for point in entry_points(group=ENTRY_POINTS):
+        path = _source_of(point.module)
+        if path is None:
+            broken = f"its package names the module {point.module!r}, which there is not"
+            yield MethodInfo(point.name, "", (), "", _digest(b""), module=point.module, broken=broken)
+            continue
+        found = [info for info in _read(path, point.module) if point.attr in ("", info.class_name) or info.broken]
+        if not found:
+            broken = f"{path}:1: there is no @register class{f' {point.attr}' if point.attr else ''}"
+            yield MethodInfo(point.name, "", (), str(path), _digest(b""), module=point.module, broken=broken)
+        yield from found
+
+
+def _source_of(module: str) -> Path | None:
+    """The file of a module, found without running the packages that it lies in."""
+    top, *inner = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    if not inner:
+        return Path(spec.origin)
+    for folder in spec.submodule_search_locations or ():
+        for path in (Path(folder, *inner).with_suffix(".py"), Path(folder, *inner, "__init__.py")):
+            if path.is_file():
+                return path
+    return None
+
+
+def import_failure(info: MethodInfo) -> str | None:
+    """The traceback with which importing the method ends, None if it does not. Tried in a process of its own."""
+    code = "import sys; from harness.registry import import_method, MethodInfo; import_method(*sys.argv[1:])"
+    words = [sys.executable, "-P", "-c", code, info.source, info.module]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_IMPORT_SECONDS)
+    return None if done.returncode == 0 else done.stderr.strip() or f"it left with exit code {done.returncode}"
 
 
 def is_path(method: str) -> bool:
@@ -85,21 +151,34 @@ def find_method(method: str, infos: Mapping[str, MethodInfo]) -> MethodInfo:
 def create_method(name_or_path: str, options: Mapping[str, Scalar]) -> Method:
     """An instance of the method, which imports its file (and torch)."""
     info = find_method(name_or_path, describe_methods())
-    cls = getattr(_import(Path(info.source)), info.class_name)
+    cls = getattr(import_method(info.source, info.module), info.class_name)
     method: Method = cls(**options)
     return method
 
 
-def _import(path: Path) -> object:
-    if path.parent == _BUILT_IN:
-        return importlib.import_module(f"harness.methods.{path.stem}")
-    name = f"harness_method_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+def method_class(text: str) -> tuple[MethodInfo, Callable[[], Method]]:
+    """What is known of the method ``name:option=value`` (or ``file.py:option=value``), and how to make one."""
+    spec = Spec.parse(text)
+    info = find_method(spec.name, describe_methods())
+    if not info.class_name:
+        raise HarnessError(
+            f"{info.name!r} is the baseline, not a method", fix="`harness list methods` shows the methods"
+        )
+    options = bind(info.options, Spec(info.name, spec.options))
+    return info, partial(getattr(import_method(info.source, info.module), info.class_name), **options)
+
+
+def import_method(source: str, module: str) -> object:
+    """Run the method's file: as ``module`` of its package, or on its own."""
+    if module:
+        return importlib.import_module(module)
+    name = f"harness_method_{Path(source).stem}"
+    spec = importlib.util.spec_from_file_location(name, source)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[name] = found  # dataclasses look their module up
+    spec.loader.exec_module(found)
+    return found
 
 
 @cache
@@ -112,14 +191,14 @@ def _digest(source: bytes) -> str:
     return total.hexdigest()
 
 
-def _read(path: Path) -> Iterator[MethodInfo]:
+def _read(path: Path, module: str = "") -> Iterator[MethodInfo]:
     source = path.read_bytes()
-    digest = _digest(source)
+    digest = _digest(source if module.startswith("harness.") or "." not in module else _whole_package(path))
     try:
         tree = ast.parse(source, filename=str(path))
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
-        yield MethodInfo(path.stem, "", (), str(path), digest, broken=f"{path}:{line}: {error}")
+        yield MethodInfo(path.stem, "", (), str(path), digest, module=module, broken=f"{path}:{line}: {error}")
         return
     for node in tree.body:
         name = _registered_name(node)
@@ -128,9 +207,14 @@ def _read(path: Path) -> Iterator[MethodInfo]:
         summary = (ast.get_docstring(node) or "").strip().split("\n\n")[0].replace("\n", " ")
         try:
             options = tuple(_options(node))
-            yield MethodInfo(name, summary, options, str(path), digest, node.name)
+            yield MethodInfo(name, summary, options, str(path), digest, node.name, module)
         except _NotAnOption as error:
-            yield MethodInfo(name, summary, (), str(path), digest, node.name, broken=f"{path}:{error}")
+            yield MethodInfo(name, summary, (), str(path), digest, node.name, module, f"{path}:{error}")
+
+
+def _whole_package(path: Path) -> bytes:
+    """The source of a module that lies in a package of its own, with that of its neighbours."""
+    return b"\n".join(file.read_bytes() for file in [path, *sorted(set(path.parent.glob("*.py")) - {path})])
 
 
 def _registered_name(node: ast.stmt) -> str | None:

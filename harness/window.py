@@ -38,7 +38,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class Stream:
     """Hidden states at the start of a window, in chunks [sequences, length, hidden]."""
 
-    chunks: list[Float[torch.Tensor, "n t hidden"]]
+    chunks: list[Float[torch.Tensor, "_n t hidden"]]
 
 
 @dataclass(frozen=True)

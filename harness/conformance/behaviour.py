@@ -1,0 +1,172 @@
+"""Checks of how a method gets to its integers, and of what it leaves behind."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from harness.conformance.subject import Failed, NotApplicable, Subject, differences
+from harness.conformance.watching import Stopped, changes, model_state
+from harness.errors import BadOutput
+
+_ORDER_SHARE = 0.03  # of codes: sums in another order round otherwise, and a rounding may tip either way
+
+
+def deterministic(subject: Subject) -> None:
+    """The same seed gives the same integers, bit by bit, whatever ran before in the process.
+
+    To pass: draw random numbers from `torch` (the harness seeds it for each window) or from a `torch.Generator` of
+    your own made from `window.seed` and `window.index`; keep nothing between calls; sort stably.
+    """
+    before, states = subject.base.quantized, (random.getstate(), np.random.get_state())
+    random.seed(12345)
+    np.random.seed(12345)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(12345)
+            again = subject.run().quantized
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+    if found := differences(before, again):
+        name, share = next(iter(found.items()))
+        raise Failed(f"a second run gives other integers in {len(found)} layers; {name}: {share:.1%} of its codes")
+
+
+def order_independent(subject: Subject) -> None:
+    """The calibration text is a set of sequences: neither their order nor how they are batched decides integers.
+
+    To pass: sum over all tokens of all chunks; take no sequence, chunk or batch for the whole. A method that trains in
+    steps over the sequences declares this an expected failure and says so.
+    """
+    if not subject.method.reads:
+        raise NotApplicable("the method reads no calibration data")
+    long = subject.case.calibration(subject.case.long)
+    order = torch.randperm(len(long), generator=torch.Generator().manual_seed(1))
+    shuffled = subject.run(calibration=long[order]).quantized
+    for name, share in differences(subject.run(calibration=long).quantized, shuffled).items():
+        if share > _ORDER_SHARE:
+            raise Failed(f"{name}: {share:.1%} of its codes change with the order of the calibration sequences")
+
+
+def leaves_the_model_alone(subject: Subject) -> None:
+    """The full-precision model is shared by all that runs in the process, and is not the method's to change.
+
+    To pass: write to no parameter or buffer of `window.linears` (clone first), add no hooks, replace no modules;
+    return what is to change.
+    """
+    model = subject.case.build()
+    _ = model.architecture  # discovery looks at the model too, before the method does
+    before = model_state(model.module)
+    found = [*subject.base.traces.model]
+    subject.run(model=model)
+    found += [f"{change} over the whole walk" for change in changes(before, model_state(model.module))]
+    if found:
+        raise Failed("; ".join(found[:3]))
+
+
+def leaves_calibration_alone(subject: Subject) -> None:
+    """Whoever comes next reads the same hidden states.
+
+    To pass: no operation in place (`+=`, `relu_`, `[...] =`) on the chunks of a stream or of a stop.
+    """
+    ids = subject.calibration.clone()
+    found = [*subject.base.traces.calibration]
+    if not torch.equal(ids, subject.calibration):
+        found.append("the token ids changed")
+    if found:
+        raise Failed("; ".join(found[:3]))
+
+
+def leaves_the_process_alone(subject: Subject) -> None:
+    """Another cell in the same process must not feel that this one ran: random states, default dtype, TF32, environment.
+
+    To pass: use a `torch.Generator` or a `numpy.random.Generator` of your own, and put back whatever you switch.
+    """
+    if subject.base.traces.process:
+        raise Failed("; ".join(subject.base.traces.process[:3]))
+
+
+def resumes(subject: Subject) -> None:
+    """Stopped between two windows and started again, it ends with the integers of an undisturbed walk.
+
+    To pass: hand on what the next window needs as `QuantizedWindow.state`, keep nothing on `self` or in the module,
+    and give as `outputs` only streams that the quantized window really produces.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            subject.run(checkpoints=Path(folder), stop_at=1)
+        except Stopped:
+            resumed = subject.run(checkpoints=Path(folder)).quantized
+        else:
+            raise NotApplicable("the method takes the whole model as one window")
+    if found := differences(subject.base.quantized, resumed):
+        name, share = next(iter(found.items()))
+        raise Failed(f"resumed, {len(found)} layers have other integers; {name}: {share:.1%} of its codes")
+
+
+def says_progress(subject: Subject) -> None:
+    """Whoever waits sees how far it is.
+
+    To pass: nothing; call `window.progress(what)` where a window takes more than a few seconds.
+    """
+    said = subject.base.progress
+    done = [count for count, _, _ in said]
+    if done != sorted(done) or not said or said[-1][0] != said[-1][1]:
+        raise Failed(f"progress does not rise to its end: {done}")
+    if not all(isinstance(detail, str) for _, _, detail in said):
+        raise Failed("window.progress was given something that is no string")
+
+
+def nan_is_refused(subject: Subject) -> None:
+    """A number that is none never becomes a score: NaN in what the method reads ends the cell, naming the layer.
+
+    To pass: raise nothing yourself and hide nothing: no `nan_to_num`, no bare `except`. The harness looks at weights,
+    Hessians and scales; look at whatever else you derive from the streams.
+    """
+    if not subject.method.reads:
+        raise NotApplicable("the method reads no calibration data")
+    model = subject.case.build()
+    first = model.architecture.blocks[0]
+    norm = next(
+        module.weight
+        for name, module in model.module.named_modules()
+        if name.startswith(first.name) and isinstance(getattr(module, "weight", None), torch.Tensor)
+        and module.weight.ndim == 1  # type: ignore[union-attr]
+    )  # fmt: skip
+    assert isinstance(norm, torch.Tensor)
+    norm.data[0] = torch.nan
+    try:
+        subject.run(model=model)
+    except BadOutput:
+        return
+    except Exception as error:
+        raise Failed(f"NaN activations raised {type(error).__name__}: {error}, not BadOutput") from error
+    raise Failed("NaN activations gave integers as if nothing had happened")
+
+
+def hard_weights(subject: Subject) -> None:
+    """Layers of zeros, rows of one sign, a dead input channel and a single outlier give sound integers.
+
+    To pass: divide by nothing that can be zero; take ranges that include zero, as `find_grid` does.
+    """
+    model = subject.case.build()
+    blocks = model.architecture.blocks
+    zero, signed, outlier = blocks[0].linears[0], blocks[0].linears[-1], blocks[1].linears[0]
+    with torch.no_grad():
+        weight = {name: model.module.get_submodule(name).weight for name in (zero, signed, outlier)}
+        weight[zero].zero_()  # type: ignore[operator]
+        weight[signed].abs_()  # type: ignore[operator]
+        weight[outlier][0, 0] = 50.0  # type: ignore[index]
+    try:
+        linears = subject.run(model=model).quantized.linears
+    except Exception as error:  # whatever it raises is the finding
+        raise Failed(f"{type(error).__name__}: {error}") from error
+    if float(linears[zero].weight().abs().max()) > 0:
+        raise Failed(f"{zero} is all zero, and its integers are not")
+    if float((linears[signed].weight() < 0).float().mean()) > 0 and linears[signed].transform is None:
+        raise Failed(f"{signed} has no negative weight, and its integers have")

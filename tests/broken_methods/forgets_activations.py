@@ -1,0 +1,29 @@
+"""Leaves the activations in full precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from harness.method import QuantizedWindow, register
+from harness.methods.rtn import RTN
+from harness.settings import Setting
+from harness.window import Window
+
+
+@register("forgets_activations")
+@dataclass(frozen=True)
+class ForgetsActivations:
+    """Leaves the activations in full precision."""
+
+    size: ClassVar[int] = 1
+    stride: ClassVar[int] = 1
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def supports(self, setting: Setting) -> str | None:
+        return RTN().supports(setting)
+
+    def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+        part = RTN().quantize(window, setting)
+        linears = {name: replace(linear, activation=None) for name, linear in part.linears.items()}
+        return QuantizedWindow(linears, report=part.report)

@@ -1,0 +1,30 @@
+"""Leaves one layer as codes of nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from harness.method import QuantizedWindow, register
+from harness.methods.rtn import RTN
+from harness.settings import Setting
+from harness.window import Window
+
+
+@register("skips_a_layer")
+@dataclass(frozen=True)
+class SkipsALayer:
+    """Leaves one layer as codes of nothing."""
+
+    size: ClassVar[int] = 1
+    stride: ClassVar[int] = 1
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def supports(self, setting: Setting) -> str | None:
+        return RTN().supports(setting)
+
+    def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
+        part = RTN().quantize(window, setting)
+        skipped = next(reversed(part.linears))
+        part.linears[skipped].codes.fill_(1)
+        return part
