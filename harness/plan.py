@@ -25,6 +25,7 @@ from harness.request import Request
 from harness.settings import FULL_PRECISION, Setting
 from harness.specs import Scalar, Spec, bind, canonical
 from harness.tasks.catalogue import TaskSpec, parse_task, task_problems
+from harness.tasks.presets import expand
 
 DTYPES = ("default", "float32", "bfloat16", "float16", "checkpoint")
 DEVICES = ("auto", "cpu", "cuda")
@@ -83,7 +84,7 @@ def draft(request: Request) -> Draft:
     methods = _present(each(request.methods, lambda text: _method(text, infos)))
     models = _present(each(request.models, resolve_model))
     settings = _present(each(request.settings, Setting.parse))
-    tasks = _present(each(request.tasks, lambda text: _task(text, request.limit)))
+    tasks = _present(each(_expanded(request, problems), lambda text: _task(text, request)))
     calibration = _tried(problems, CalibrationSpec.parse, request.calibration)
     data_root = Path(request.data_root).expanduser().resolve() if request.data_root else None
 
@@ -189,12 +190,23 @@ def _method(text: str, infos: Mapping[str, MethodInfo]) -> MethodChoice:
     return MethodChoice(info, source, bind(info.options, Spec(info.name, spec.options)))
 
 
-def _task(text: str, limit: int | None) -> TaskSpec:
-    """``--limit`` holds for the tasks that have such an option and do not say it themselves."""
+def _expanded(request: Request, problems: list[HarnessError]) -> tuple[str, ...]:
+    try:
+        return expand(request.tasks)
+    except HarnessError as error:
+        problems.append(error)
+        return ()
+
+
+def _task(text: str, request: Request) -> TaskSpec:
+    """``--limit`` and ``--apply-chat-template`` hold for tasks that take the option and do not say it themselves."""
     task = parse_task(text)
-    if limit is not None and "limit" in task.options and task.options["limit"] is None:
-        return parse_task(f"{text}:limit={limit}")
-    return task
+    said = dict(Spec.parse(text).options)
+    if request.limit is not None and "limit" in task.options and "limit" not in said:
+        text += f":limit={request.limit}"
+    if request.apply_chat_template and "chat" in task.options and "chat" not in said:
+        text += ":chat=true"
+    return parse_task(text)
 
 
 def _empty(request: Request) -> list[HarnessError]:

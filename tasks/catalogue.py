@@ -17,6 +17,7 @@ from harness.corpora import CORPORA, corpus_problem
 from harness.errors import HarnessError, unknown
 from harness.specs import Option, Scalar, Spec, bind, canonical, options_of
 from harness.tasks import lm_eval_index
+from harness.tasks.presets import PRESETS, Preset
 
 Kind = Literal["perplexity", "kl", "lm_eval"]
 KL_SUFFIX = "_kl"
@@ -42,6 +43,10 @@ class LmEvalOptions:
 
     limit: int | None = field(default=None, metadata={"help": "how many documents a task, from the first; none: all"})
     fewshot: int | None = field(default=None, metadata={"help": "examples in the prompt; none: the task's own number"})
+    bos: bool | None = field(
+        default=None, metadata={"help": "begin every prompt with the BOS token; none: as the tokenizer does"}
+    )
+    chat: bool = field(default=False, metadata={"help": "put the prompts into the model's chat template"})
 
 
 _LEAST = {"windows": 1, "length": 2, "limit": 1, "fewshot": 0}
@@ -81,7 +86,7 @@ def parse_task(text: str) -> TaskSpec:
     options = options_of(LmEvalOptions if kind == "lm_eval" else WindowOptions)
     given = bind(options, spec)
     for name, value in given.items():
-        if isinstance(value, int) and value < _LEAST[name]:
+        if name in _LEAST and isinstance(value, int) and value < _LEAST[name]:
             raise HarnessError(f"{text!r}: {name}={value} is too small", fix=f"at least {name}={_LEAST[name]}")
     return TaskSpec(
         name=spec.name,
@@ -100,8 +105,14 @@ def describe_tasks() -> list[TaskInfo]:
         for name, corpus in CORPORA.items()
     ]
     infos += [TaskInfo(name, summary, documents) for name, summary in OFFLINE_TASKS.items()]
+    infos += [TaskInfo(name, _shown(preset), ()) for name, preset in PRESETS.items()]
     infos.append(TaskInfo("<lm-eval task or group>", "any, by its own name: piqa, arc_easy, mmlu …", documents))
     return infos
+
+
+def _shown(preset: Preset) -> str:
+    tasks = ", ".join(f"{task} ({metric})" for task, metric in preset.tasks.items())
+    return f"{preset.summary}: {tasks}"
 
 
 def task_problems(specs: Sequence[TaskSpec], data_root: Path | None) -> list[HarnessError]:
@@ -124,7 +135,7 @@ def _kind(name: str) -> Kind:
         return "kl"
     if name in OFFLINE_TASKS or lm_eval_index.is_known(name):
         return "lm_eval"
-    own = [*CORPORA, *(corpus + KL_SUFFIX for corpus in CORPORA), *OFFLINE_TASKS]
+    own = [*CORPORA, *(corpus + KL_SUFFIX for corpus in CORPORA), *OFFLINE_TASKS, *PRESETS]
     raise unknown("task", name, [*own, *lm_eval_index.names()], listing="harness list tasks")
 
 
