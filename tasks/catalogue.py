@@ -17,7 +17,7 @@ from harness.corpora import CORPORA, corpus_problem
 from harness.errors import HarnessError, unknown
 from harness.specs import Option, Scalar, Spec, bind, canonical, options_of
 from harness.tasks import lm_eval_index
-from harness.tasks.presets import PRESETS, Preset
+from harness.tasks.presets import PRESETS
 
 Kind = Literal["perplexity", "kl", "lm_eval"]
 KL_SUFFIX = "_kl"
@@ -105,14 +105,8 @@ def describe_tasks() -> list[TaskInfo]:
         for name, corpus in CORPORA.items()
     ]
     infos += [TaskInfo(name, summary, documents) for name, summary in OFFLINE_TASKS.items()]
-    infos += [TaskInfo(name, _shown(preset), ()) for name, preset in PRESETS.items()]
     infos.append(TaskInfo("<lm-eval task or group>", "any, by its own name: piqa, arc_easy, mmlu …", documents))
     return infos
-
-
-def _shown(preset: Preset) -> str:
-    tasks = ", ".join(f"{task} ({metric})" for task, metric in preset.tasks.items())
-    return f"{preset.summary}: {tasks}"
 
 
 def task_problems(specs: Sequence[TaskSpec], data_root: Path | None) -> list[HarnessError]:

@@ -157,7 +157,7 @@ def test_times_are_gated_when_asked_on_one_machine_only(good_results, tmp_path):
 
 def test_what_is_written_for_a_ci(baseline, good, reference, measure, good_results, tmp_path):
     faulty = with_fault(
-        load(), good[SETTINGS[0]], LAYER, FAULTS["a sign flip in one layer"], Setting.parse(SETTINGS[0])
+        reference, good[SETTINGS[0]], LAYER, FAULTS["a sign flip in one layer"], Setting.parse(SETTINGS[0])
     )
     candidate = write_run(tmp_path / "run", cells(good_results | {SETTINGS[0]: measure(faulty)}))
     words = [
