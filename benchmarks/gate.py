@@ -2,9 +2,10 @@
 
     python -P benchmarks/gate.py smollm2-135m --settings W4A16g64,W4A8 --pairs 50
 
-Baseline: every linear rounded to nearest. A/A pairs: its weights off by rounding errors of one part in 100,000, as other
-hardware's arithmetic would have them. Then each fault is planted in one layer of one cell, in the first, a middle and the
-last block. The tasks are perplexity and divergence on pydoc; every candidate goes through run folders and the gate itself.
+Baseline: every linear rounded to nearest. A/A pairs: its weights off by rounding errors of one part in 100,000, as
+other hardware's arithmetic would have them. Then each fault is planted in one layer of one cell, in the first, a middle
+and the last block. The tasks are perplexity and divergence on pydoc; every candidate goes through run folders and the
+gate itself.
 """
 
 from __future__ import annotations
