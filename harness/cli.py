@@ -31,6 +31,8 @@ models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 methods_app = typer.Typer(help="Write and check methods.", no_args_is_help=True)
 app.add_typer(methods_app, name="methods")
+data_app = typer.Typer(help="Data for tasks.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 
 class Format(StrEnum):
@@ -88,6 +90,9 @@ def run(
         str | None, typer.Option(help="simulation, or kernels: score what the packed codes give")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Documents of each lm-eval task.")] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Put lm-eval's prompts into the model's chat template.")
+    ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Also run again the cells that failed.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Use the file's table [quick] over its other keys.")] = False,
     report: Annotated[
@@ -102,7 +107,7 @@ def run(
         "methods": _listed(methods), "models": _listed(models), "settings": _listed(settings), "tasks": _listed(tasks),
         "calibration": calibration, "data_root": data_root, "out": out, "jobs": jobs, "threads": threads,
         "timeout": timeout, "memory": memory, "seed": seed, "dtype": dtype, "device": device, "execute": execute,
-        "limit": limit,
+        "limit": limit, "apply_chat_template": apply_chat_template or None,
     }  # fmt: skip
     if quick and file is None:
         raise HarnessError("--quick belongs to a file", fix="harness run sweep.toml --quick")
@@ -125,7 +130,7 @@ def results(
     to: Annotated[Path | None, typer.Option(help="Write to this file instead.")] = None,
 ) -> None:
     """Print what a run has measured."""
-    from harness import atomic, results
+    from harness import atomic, flags, results
 
     gc.disable()  # a short life and many rows: collecting garbage would take a third of the time
     found = results.load(run)
@@ -135,6 +140,8 @@ def results(
         with contextlib.redirect_stdout(io.StringIO()) as text:
             _print_results(found, run, format, cells)
         atomic.write_text(to, text.getvalue())
+    for line in flags.worse_than_guessing(found, run):
+        print(f"warning: {line}", file=sys.stderr)
     if count := results.unfinished(found):
         print(f"{count} of {len(found)} cells have not ended", file=sys.stderr)
 
@@ -196,6 +203,35 @@ def leaderboard(
     print(out / "index.html")
 
 
+@app.command(epilog="Example: harness compare runs/main runs/candidate --margins acc=0.02 --junit gate.xml")
+def compare(
+    baseline: Annotated[Path, typer.Argument(help="The run folder to measure against.")],
+    candidate: Annotated[Path, typer.Argument(help="The run folder that must not be worse.")],
+    margins: Annotated[
+        str, typer.Option(help="What counts as no difference: token_perplexity=0.01,acc=0.02,quantize_seconds=0.1")
+    ] = "",
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML to this file.")] = None,
+) -> None:
+    """Fail if a run is worse than another, cell by cell, on the same samples."""
+    from harness import atomic, tables
+    from harness.reports import compare as gates
+    from harness.reports.junit import junit as as_junit
+
+    gate = gates.compare_runs(baseline, candidate, gates.read_margins(_listed(margins) or ()))
+    grids = gates.grids(gate)
+    if markdown:
+        atomic.write_text(markdown, f"{gate.summary()}\n\n{tables.markdown(grids)}")
+    if junit:
+        atomic.write_text(junit, as_junit(gate))
+    for warning in gate.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    _show(grids, markdown=False)
+    print(gate.summary())
+    if gate.failed:
+        raise typer.Exit(_FAILED)
+
+
 @app.command("list", epilog="Example: harness list methods")
 def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
     """List methods, models, tasks, settings or kernels."""
@@ -216,10 +252,7 @@ def fetch_model(name: Annotated[str, typer.Argument(help="A preset or a hub id."
     from harness.fetch import fetch
     from harness.presets import resolve_model
 
-    def say(stage: str, done: int, total: int, detail: str = "") -> None:
-        print(f"{stage} {done}/{total} {detail}", file=sys.stderr)
-
-    print(fetch(resolve_model(name), say))
+    print(fetch(resolve_model(name), _say))
 
 
 @methods_app.command("check", epilog="Example: harness methods check ./my_method.py")
@@ -251,9 +284,30 @@ def new_method(
         print(path)
 
 
-@app.command(epilog="Example: harness doctor --hub --data-root ../data")
+def _say(stage: str, done: int, total: int, detail: str = "") -> None:
+    print(f"{stage} {done}/{total} {detail}", file=sys.stderr)
+
+
+@data_app.command("mirror", epilog="Example: harness data mirror zeroshot6 mmlu wikitext2 --to ../data")
+def mirror_data(
+    tasks: Annotated[list[str], typer.Argument(help="Tasks or presets.")],
+    to: Annotated[Path, typer.Option(help="The data root to fill.")],
+    data_root: DataRoot = None,
+) -> None:
+    """Copy what tasks read from the hub (or another data root) into a folder for machines without a network."""
+    from harness.tasks.catalogue import parse_task
+    from harness.tasks.mirror import mirror
+    from harness.tasks.presets import expand
+
+    specs = [parse_task(text) for text in expand(tasks)]
+    for folder in mirror(specs, to, Path(data_root).resolve() if data_root else None, _say):
+        print(folder)
+
+
+@app.command(epilog="Example: harness doctor --tasks zeroshot6,wikitext2 --data-root ../data")
 def doctor(
     data_root: DataRoot = None,
+    tasks: Annotated[str | None, typer.Option(help="Also load what these tasks read; tell what is missing.")] = None,
     hub: Annotated[bool, typer.Option("--hub", help="Also ask whether the Hugging Face hub answers.")] = False,
 ) -> None:
     """Tell what this machine can run."""
@@ -264,7 +318,8 @@ def doctor(
 
     colours = {"good": "green", "missing": "yellow", "bad": "red"}
     table = Table("what", "state", "detail")
-    findings = list(doctor.examine(Path(data_root).resolve() if data_root else None, hub=hub))
+    root = Path(data_root).resolve() if data_root else None
+    findings = [*doctor.examine(root, hub=hub), *doctor.examine_tasks(_listed(tasks) or (), root)]
     for finding in findings:
         table.add_row(Text(finding.what), Text(finding.state, style=colours[finding.state]), Text(finding.detail))
     _console().print(table)
@@ -309,7 +364,7 @@ def main() -> None:
 
 
 def _run(draft: Any, asked: Any, path: Path, *, retry: bool, report: bool) -> None:
-    from harness import livereport, results, running, tables
+    from harness import flags, livereport, results, running, tables
     from harness.display import watching
     from harness.runfolder import RunFolder
 
@@ -321,6 +376,8 @@ def _run(draft: Any, asked: Any, path: Path, *, retry: bool, report: bool) -> No
             raise typer.Exit(_SIGNALLED + stop.signal) from None
     found = results.load(path)
     _show(tables.score_grids(found), markdown=False)
+    for line in flags.worse_than_guessing(found, path):
+        print(f"warning: {line}", file=sys.stderr)
     if written := livereport.write_report(path):
         print(f"report: {written}   (harness report {path} --out <folder>: every format, and plots)")
     print(f"results: {path}   (harness results {path} --format markdown|csv|json)")

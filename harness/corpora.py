@@ -114,14 +114,14 @@ def documents(name: str, split: str, data_root: Path | None) -> list[str]:
     A WikiText-2 document is an article: the rows from one title to the next, joined by a blank line.
     Raises HarnessError for what :func:`corpus_problem` finds, Infrastructure if the hub does not deliver.
     """
-    units = _units(name, split, data_root)
+    units = rows_of(name, split, data_root)
     return _articles(units) if name == "wikitext2" else units
 
 
 def evaluation_text(name: str, data_root: Path | None, *, split: str | None = None) -> str:
     """The text that perplexity on this corpus is measured on: one string, put together by the corpus's ``rule``."""
     corpus = corpus_named(name)
-    units = _units(name, split or corpus.evaluation_split, data_root)
+    units = rows_of(name, split or corpus.evaluation_split, data_root)
     return corpus.joiner.join(units[: corpus.evaluation_units])
 
 
@@ -129,8 +129,8 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _units(name: str, split: str, data_root: Path | None) -> list[str]:
-    """The rows as they are stored (for pydoc: the topics)."""
+def rows_of(name: str, split: str, data_root: Path | None) -> list[str]:
+    """The rows of a split as they are stored (for pydoc: the topics). Raises as :func:`documents`."""
     problem = corpus_problem(name, split, data_root)
     if problem is not None:
         raise problem

@@ -9,15 +9,19 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from harness import provenance
-from harness.corpora import CORPORA, corpus_problem
+from harness.corpora import CORPORA, corpus_problem, evaluation_text
+from harness.errors import HarnessError, Infrastructure
 from harness.limits import processors, show_bytes
 from harness.paths import cache_dir
+
+if TYPE_CHECKING:
+    from harness.tasks.catalogue import TaskSpec
 
 _HUB = ("huggingface.co", 443)
 _TORCH = """
@@ -57,6 +61,32 @@ def examine(data_root: Path | None, *, hub: bool) -> Iterator[Finding]:
     yield from _data(data_root)
     if hub:
         yield _hub()
+
+
+def examine_tasks(texts: Sequence[str], data_root: Path | None) -> Iterator[Finding]:
+    """Whether everything that these tasks read is there, found out by loading it as a run would."""
+    from harness.tasks.catalogue import parse_task, task_problems
+    from harness.tasks.presets import expand
+
+    for text in expand(texts):
+        spec = parse_task(text)
+        problems = task_problems([spec], data_root)
+        if problems:
+            yield from (Finding(f"task {text}", "bad", f"{one.what}; {one.fix}") for one in problems)
+            continue
+        try:
+            yield Finding(f"task {text}", "good", _documents(spec, data_root))
+        except (HarnessError, Infrastructure) as error:
+            yield Finding(f"task {text}", "bad", f"{error.what}; {error.fix}")
+
+
+def _documents(spec: TaskSpec, data_root: Path | None) -> str:
+    if spec.kind != "lm_eval":
+        return f"{len(evaluation_text(spec.corpus, data_root))} characters"
+    from harness.tasks.lm_eval_loading import load_tasks
+
+    loaded = load_tasks(spec, data_root)["tasks"]
+    return f"{sum(len(task.eval_docs) for task in loaded.values())} documents of {len(loaded)} tasks"
 
 
 def _packages() -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from harness.registry import MethodInfo, describe_methods, import_failure
 from harness.settings import ACTIVATION_BITS, KV_BITS, WEIGHT_BITS
 from harness.specs import Option, show
 from harness.tasks.catalogue import describe_tasks
+from harness.tasks.presets import PRESETS
 
 Row = tuple[str, str, str]
 
@@ -43,6 +44,9 @@ def _models() -> Iterator[Row]:
 def _tasks() -> Iterator[Row]:
     for info in describe_tasks():
         yield info.name, info.summary, _options(info.options)
+    for name, preset in PRESETS.items():
+        tasks = ", ".join(f"{task} ({metric})" for task, metric in preset.tasks.items())
+        yield name, f"{preset.summary}: {tasks}", "those of its tasks"
 
 
 def _settings() -> Iterator[Row]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,3 +66,11 @@ def load_model(path: Path, *, name: str, dtype: str = "default", device: str = "
     # Models made for chat warn on every long text; the harness cuts windows itself.
     tokenizer.model_max_length = int(1e30)
     return LoadedModel(module, tokenizer, name, path)
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of all that decides how it cuts text: its backend as JSON, or its vocabulary where there is no backend."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    about: dict[str, object] = json.loads(backend.to_str()) if backend is not None else dict(tokenizer.get_vocab())
+    about |= {"truncation": None, "padding": None}  # of the last call, not of the tokenizer
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

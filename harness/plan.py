@@ -26,6 +26,7 @@ from harness.request import Request
 from harness.settings import FULL_PRECISION, Setting
 from harness.specs import Scalar, Spec, bind, canonical
 from harness.tasks.catalogue import KERNELS_SUFFIX, TaskSpec, parse_task, task_problems
+from harness.tasks.presets import expand
 
 DTYPES = ("default", "float32", "bfloat16", "float16", "checkpoint")
 DEVICES = ("auto", "cpu", "cuda")
@@ -75,7 +76,7 @@ def draft(request: Request) -> Draft:
     methods = _present(each(request.methods, lambda text: _method(text, infos)))
     models = _present(each(request.models, resolve_model))
     settings = _present(each(request.settings, Setting.parse))
-    tasks = _present(each(request.tasks, lambda text: _task(text, request.limit)))
+    tasks = _present(each(_expanded(request, problems), lambda text: _task(text, request)))
     if request.execute == "kernels":
         tasks = _with_difference(tasks)
     calibration = _tried(problems, CalibrationSpec.parse, request.calibration)
@@ -185,12 +186,23 @@ def _method(text: str, infos: Mapping[str, MethodInfo]) -> MethodChoice:
     return MethodChoice(info, source, bind(info.options, Spec(info.name, spec.options)))
 
 
-def _task(text: str, limit: int | None) -> TaskSpec:
-    """``--limit`` holds for the tasks that have such an option and do not say it themselves."""
+def _expanded(request: Request, problems: list[HarnessError]) -> tuple[str, ...]:
+    try:
+        return expand(request.tasks)
+    except HarnessError as error:
+        problems.append(error)
+        return ()
+
+
+def _task(text: str, request: Request) -> TaskSpec:
+    """``--limit`` and ``--apply-chat-template`` hold for tasks that take the option and do not say it themselves."""
     task = parse_task(text)
-    if limit is not None and "limit" in task.options and task.options["limit"] is None:
-        return parse_task(f"{text}:limit={limit}")
-    return task
+    said = dict(Spec.parse(text).options)
+    if request.limit is not None and "limit" in task.options and "limit" not in said:
+        text += f":limit={request.limit}"
+    if request.apply_chat_template and "chat" in task.options and "chat" not in said:
+        text += ":chat=true"
+    return parse_task(text)
 
 
 def _with_difference(tasks: tuple[TaskSpec, ...]) -> tuple[TaskSpec, ...]:

@@ -32,6 +32,7 @@ class Request:
     device: str = "auto"
     execute: str = "simulation"
     limit: int | None = None
+    apply_chat_template: bool = False
     out: str | None = None
     jobs: int = 1
     threads: int | None = None
@@ -46,6 +47,9 @@ class Request:
         return "-".join([*(re.sub(r"[^\w.]+", "-", Path(model).name) for model in self.models), digest])[-100:]
 
 
+_WORDS = {
+    bool: ("true or false", "true"), int: ("an integer", "1"), float: ("a number", "1"), str: ("a string", '"…"'),
+}  # fmt: skip
 _HOW = ("out", "jobs", "threads", "timeout", "memory")  # how a request is carried out, not what is asked
 
 
@@ -102,11 +106,9 @@ def _problem(key: str, value: object, hints: Mapping[str, Any], where: str) -> H
         good = isinstance(value, list) and all(isinstance(item, str) for item in value)
         return None if good else HarnessError(f"{key} is not a list of strings", where=where, fix=f'{key} = ["…", "…"]')
     accepted = (int, float) if kind is float else (kind,)
-    if isinstance(value, bool) or not isinstance(value, accepted):
-        words = {int: "an integer", float: "a number", str: "a string"}[kind]
-        return HarnessError(
-            f"{key} is not {words}", where=where, fix=f"write {key} = " + ('"…"' if kind is str else "1")
-        )
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, accepted):
+        words, example = _WORDS[kind]
+        return HarnessError(f"{key} is not {words}", where=where, fix=f"write {key} = {example}")
     return None
 
 

@@ -18,6 +18,7 @@ from harness.corpora import CORPORA, corpus_problem
 from harness.errors import HarnessError, unknown
 from harness.specs import Option, Scalar, Spec, bind, canonical, options_of
 from harness.tasks import lm_eval_index
+from harness.tasks.presets import PRESETS
 
 Kind = Literal["perplexity", "kl", "kernels", "lm_eval"]
 KL_SUFFIX, KERNELS_SUFFIX = "_kl", "_kernels"
@@ -43,6 +44,10 @@ class LmEvalOptions:
 
     limit: int | None = field(default=None, metadata={"help": "how many documents a task, from the first; none: all"})
     fewshot: int | None = field(default=None, metadata={"help": "examples in the prompt; none: the task's own number"})
+    bos: bool | None = field(
+        default=None, metadata={"help": "begin every prompt with the BOS token; none: as the tokenizer does"}
+    )
+    chat: bool = field(default=False, metadata={"help": "put the prompts into the model's chat template"})
 
 
 _LEAST = {"windows": 1, "length": 2, "limit": 1, "fewshot": 0}
@@ -82,7 +87,7 @@ def parse_task(text: str) -> TaskSpec:
     options = options_of(LmEvalOptions if kind == "lm_eval" else WindowOptions)
     given = bind(options, spec)
     for name, value in given.items():
-        if isinstance(value, int) and value < _LEAST[name]:
+        if name in _LEAST and isinstance(value, int) and value < _LEAST[name]:
             raise HarnessError(f"{text!r}: {name}={value} is too small", fix=f"at least {name}={_LEAST[name]}")
     return TaskSpec(
         name=spec.name,
@@ -131,7 +136,8 @@ def _kind(name: str) -> Kind:
         return "kernels"
     if name in OFFLINE_TASKS or lm_eval_index.is_known(name):
         return "lm_eval"
-    own = [*CORPORA, *(corpus + suffix for corpus in CORPORA for suffix in (KL_SUFFIX, KERNELS_SUFFIX)), *OFFLINE_TASKS]
+    derived = (corpus + suffix for corpus in CORPORA for suffix in (KL_SUFFIX, KERNELS_SUFFIX))
+    own = [*CORPORA, *derived, *OFFLINE_TASKS, *PRESETS]
     raise unknown("task", name, [*own, *lm_eval_index.names()], listing="harness list tasks")
 
 

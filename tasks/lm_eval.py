@@ -19,9 +19,10 @@ from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from lm_eval.models.huggingface import HFLM
 
 from harness.diagnose import first_not_finite
-from harness.errors import BadOutput
-from harness.models import LoadedModel
+from harness.errors import BadOutput, HarnessError
+from harness.models import LoadedModel, tokenizer_sha256
 from harness.progress import Progress
+from harness.specs import Scalar
 from harness.tasks.catalogue import TaskSpec
 from harness.tasks.lm_eval_loading import load_tasks
 from harness.tasks.measurement import Array, Measurement, TaskResult
@@ -41,13 +42,25 @@ class SharingLM(HFLM):  # type: ignore[misc]
     Tells how far it is and refuses what is not finite.
     """
 
-    def __init__(self, model: LoadedModel, watch: Callable[[int, int], None]) -> None:
+    def __init__(self, model: LoadedModel, watch: Callable[[int, int], None], *, bos: bool | None = None) -> None:
+        """``bos``: whether every prompt begins with the BOS token; None: as the tokenizer does."""
         super().__init__(
-            pretrained=model.module, tokenizer=model.tokenizer, batch_size=BATCH_SIZE, softmax_dtype="float32"
-        )
+            pretrained=model.module, tokenizer=model.tokenizer, batch_size=BATCH_SIZE, softmax_dtype="float32",
+            add_bos_token=bos,
+        )  # fmt: skip
+        if bos is not None and self.begins_with_bos != bos:
+            raise HarnessError(
+                f"the tokenizer of {model.name} {'adds no' if bos else 'always adds a'} BOS token, whatever it is told",
+                fix="leave the option bos out, and compare with runs that do the same",
+            )
         self.scorer = Scorer.of(model.module)
         self._watch = watch
         self._done = self._total = 0
+
+    @property
+    def begins_with_bos(self) -> bool:
+        """Found out by encoding something."""
+        return bool(self.tok_encode("a")[:1] == [self.tokenizer.bos_token_id])
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._begin(requests)
@@ -99,18 +112,27 @@ def run_lm_eval(
     :func:`load_tasks` raises, BadOutput for a log-likelihood that is not finite.
     """
     loaded = load_tasks(spec, data_root)
-    lm = SharingLM(model, lambda done, of: progress(spec.name, done, of))
-    limit = spec.options["limit"]
+    chat, limit = bool(spec.options["chat"]), spec.options["limit"]
+    if chat and not model.tokenizer.chat_template:
+        raise HarnessError(f"{model.name} has no chat template", fix="leave --apply-chat-template out")
+    lm = SharingLM(model, lambda done, of: progress(spec.name, done, of), bos=_flag(spec.options["bos"]))
     torch.manual_seed(seed)
     started = time.monotonic()
     try:
         with mock.patch.dict(os.environ, DISABLE_MULTIPROC="1"):  # lm-eval would fork a pool to bootstrap
-            results = lm_eval_evaluate(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP_ITERATIONS)
+            results = lm_eval_evaluate(
+                lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP_ITERATIONS,
+                apply_chat_template=chat, fewshot_as_multiturn=chat,
+            )  # fmt: skip
     except OverflowError as error:
         raise BadOutput(f"task {spec.name}: a metric is beyond floating point ({error})") from error
     seconds = time.monotonic() - started
     measurements = _measurements(results, loaded, spec.name)
-    return TaskResult(spec.key, measurements, seconds, _manifest(results, loaded, lm, limit))
+    return TaskResult(spec.key, measurements, seconds, _manifest(results, loaded, lm, spec))
+
+
+def _flag(value: Scalar) -> bool | None:
+    return None if value is None else bool(value)
 
 
 def _measurements(results: dict[str, Any], loaded: dict[str, Any], asked: str) -> tuple[Measurement, ...]:
@@ -218,11 +240,11 @@ def _values(samples: Samples, metric: str) -> dict[str, Array]:
     return {"value": table[:, 0] if table.shape[1] == 1 else table}
 
 
-def _manifest(results: dict[str, Any], loaded: dict[str, Any], lm: SharingLM, limit: Any) -> dict[str, Any]:
-    encode = lm.tokenizer.encode
+def _manifest(results: dict[str, Any], loaded: dict[str, Any], lm: SharingLM, spec: TaskSpec) -> dict[str, Any]:
+    bos, template = spec.options["bos"], lm.tokenizer.chat_template
     return {
         "lm_eval": importlib.metadata.version("lm_eval"),
-        "limit": limit,
+        "limit": spec.options["limit"],
         "tasks": {
             name: {
                 "version": results["versions"][name],
@@ -232,15 +254,18 @@ def _manifest(results: dict[str, Any], loaded: dict[str, Any], lm: SharingLM, li
                 "dataset": task.config.dataset_path,
                 "subset": task.config.dataset_name,
                 "split": task.config.test_split or task.config.validation_split,
-                "documents_sha256": _documents_sha256(results["samples"][name]),
+                "documents_sha256": _sha256_of(results["samples"][name], "doc_hash"),
+                "prompts_sha256": _sha256_of(results["samples"][name], "prompt_hash"),
             }
             for name, task in loaded["tasks"].items()
         },
         "groups": loaded.get("group_map", {}),
-        "add_bos_token": "the tokenizer's default",
-        "special_tokens_added": len(encode("a")) - len(encode("a", add_special_tokens=False)),
+        "add_bos_token": "the tokenizer's default" if bos is None else bos,
+        "begins_with_bos": lm.begins_with_bos,
+        "special_tokens_added": len(lm.tok_encode("a")) - len(lm.tok_encode("a", add_special_tokens=False)),
+        "tokenizer_sha256": tokenizer_sha256(lm.tokenizer),
         "prefix_token_id": lm.prefix_token_id,
-        "chat_template": False,
+        "chat_template": hashlib.sha256(str(template).encode()).hexdigest() if spec.options["chat"] else False,
         "max_length": lm.max_length,
         "tokens_at_once": lm.scorer.budget,
         "head": "computed where it is read" if lm.scorer.sliced else "within the full forward pass",
@@ -251,8 +276,8 @@ def _manifest(results: dict[str, Any], loaded: dict[str, Any], lm: SharingLM, li
     }
 
 
-def _documents_sha256(samples: Samples) -> str:
-    return hashlib.sha256("".join(sample["doc_hash"] for sample in samples).encode()).hexdigest()
+def _sha256_of(samples: Samples, name: str) -> str:
+    return hashlib.sha256("".join(sample[name] for sample in samples).encode()).hexdigest()
 
 
 def _refuse_not_finite(module: torch.nn.Module, likelihoods: Sequence[float], requests: Sequence[Instance]) -> None:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from harness.corpora import corpus_named, evaluation_text, text_sha256
 from harness.diagnose import first_not_finite
 from harness.errors import BadOutput, HarnessError
-from harness.models import LoadedModel
+from harness.models import LoadedModel, tokenizer_sha256
 from harness.progress import Progress
 from harness.tasks.catalogue import TaskSpec
 from harness.tasks.measurement import Measurement, TaskResult
@@ -129,6 +129,7 @@ def evaluation_windows(
             "text": corpus.rule,
             "text_sha256": text_sha256(text),
             "tokens_in_text": len(stream),
+            "tokenizer_sha256": tokenizer_sha256(tokenizer),
             "special_tokens_added": len(tokenizer("a")["input_ids"])
             - len(tokenizer("a", add_special_tokens=False)["input_ids"]),
             "length": length,

@@ -9,9 +9,12 @@ import torch
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tokenizers.processors import TemplateProcessing
 
 from harness.errors import BadOutput, HarnessError
 from harness.progress import silent
+from harness.reports.outcomes import Mismatch, outcomes_of
+from harness.reports.statistics import compare
 from harness.tasks import lm_eval_loading, pydoc_cloze, pydoc_words
 from harness.tasks.catalogue import parse_task
 from harness.tasks.lm_eval import run_lm_eval
@@ -192,3 +195,31 @@ def test_the_manifest_says_how_it_was_measured(tiny_model):
         manifest
     )
     json.dumps(manifest, allow_nan=False)
+
+
+def test_bos_is_added_and_left_out_as_asked(tiny_model):
+    """The tiny tokenizer adds none by itself."""
+    with pytest.raises(HarnessError, match="adds no BOS token"):
+        run(tiny_model, "pydoc_cloze:limit=2:bos=true")
+    without = run(tiny_model, "pydoc_cloze:limit=2:bos=false")
+    assert without.manifest["add_bos_token"] is False
+    tiny_model.tokenizer._tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    with_it = run(tiny_model, "pydoc_cloze:limit=2:bos=true")
+    assert (with_it.manifest["begins_with_bos"], without.manifest["begins_with_bos"]) == (True, False)
+    likelihoods = [by_metric(found)["acc"].samples["loglikelihood"] for found in (with_it, without)]
+    assert np.abs(likelihoods[0] - likelihoods[1]).max() > 0.01
+    again = run(tiny_model, "pydoc_cloze:limit=2:bos=false")
+    np.testing.assert_allclose(by_metric(again)["acc"].samples["loglikelihood"], likelihoods[1], atol=1e-4)
+
+
+def test_the_chat_template_is_applied_and_needed(tiny_model):
+    with pytest.raises(HarnessError, match="no chat template"):
+        run(tiny_model, "pydoc_cloze:limit=2:chat=true")
+    plain = run(tiny_model, "pydoc_cloze:limit=2")
+    tiny_model.tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    chat = run(tiny_model, "pydoc_cloze:limit=2:chat=true")
+    assert len(chat.manifest["chat_template"]) == 64
+    prompts = [found.manifest["tasks"]["pydoc_cloze"]["prompts_sha256"] for found in (plain, chat)]
+    assert prompts[0] != prompts[1]
+    with pytest.raises(Mismatch):
+        compare(*(outcomes_of(by_metric(found)["acc"], found.manifest) for found in (plain, chat)))
