@@ -93,17 +93,19 @@
   const show = (group, order) => {
     const task = find("task").value, found = rows(group, task), about = group.metrics[group.tasks.indexOf(task)];
     if (table) { table.clear(); table.rows.add(found); }
-    else table = new DataTable("#board", {
-      data: found, columns, pageLength: 25, lengthMenu: [10, 25, 100, 500], deferRender: true, autoWidth: false,
-      order: [], layout: { topStart: null, topEnd: null, bottomStart: ["info", "pageLength"], bottomEnd: "paging" },
-      language: { emptyTable: "no cell", zeroRecords: "no cell passes the filters" },
-    });
+    else {
+      table = new DataTable("#board", {
+        data: found, columns, pageLength: 25, lengthMenu: [10, 25, 100, 500], deferRender: true, autoWidth: false,
+        order: [], layout: { topStart: null, topEnd: null, bottomStart: ["info", "pageLength"], bottomEnd: "paging" },
+        language: { emptyTable: "no cell", zeroRecords: "no cell passes the filters" },
+      });
+      table.on("order.dt", remember);
+    }
     if (order) table.order(order.split(",").map((part) => part.split(":")).map(([column, way]) => [Number(column), way]));
     find("what").textContent = `${group.title}: ${task}${about.metric ? ` ${about.metric}` : ""}` +
       (about.up === null ? "" : about.up ? " (higher is better)" : " (lower is better)");
     find("terms").textContent = group.terms;
     filter();
-    table.off("order.dt").on("order.dt", remember);
   };
 
   const filter = () => {
@@ -134,7 +136,7 @@
     const names = [...new Set(points.map((row) => row.method.split(":")[0]))];
     const traces = names.map((name, at) => {
       const those = points.filter((row) => row.method.split(":")[0] === name);
-      return { name: plain(name), x: those.map((row) => row.bits), y: those.map((row) => row.value), mode: "markers",
+      return { name: plain(name.length > 24 ? name.slice(0, 23) + "…" : name), x: those.map((row) => row.bits), y: those.map((row) => row.value), mode: "markers",
         type: "scatter", marker: { color: COLOURS[at % 7], symbol: MARKS[at % 7], size: 9, line: { color: ink, width: 1 } },
         customdata: those.map((row) => row.page), hovertext: those.map((row) =>
           `${plain(row.method)}<br>${plain(row.setting)}<br>${digits(row.value)}` +

@@ -83,10 +83,11 @@ def test_sort_by_mouse_and_by_keyboard(visit: Visit) -> None:
     page = visit.open("index.html")
     assert visit.rows() == ["fp", "rtn", "gptq", "rtn", "gptq"]
     page.locator("#board thead th", has_text="value").click()
+    page.wait_for_selector("#board thead th[aria-sort=ascending]:has-text('value')")
     assert visit.rows() == ["fp", "gptq", "rtn", "gptq", "rtn"]
-    assert page.locator("#board thead th", has_text="value").get_attribute("aria-sort") == "ascending"
     page.locator("#board thead th", has_text="value").focus()
     page.keyboard.press("Enter")
+    page.wait_for_selector("#board thead th[aria-sort=descending]:has-text('value')")
     assert visit.rows() == ["rtn", "gptq", "rtn", "gptq", "fp"]
 
 
@@ -123,13 +124,14 @@ def test_a_permalink_shows_the_same_again(visit: Visit) -> None:
     page.select_option("#task", index=1)
     page.select_option("#method", "adadim")
     page.locator("#board thead th", has_text="value").click()
+    page.wait_for_selector("#board thead th[aria-sort=ascending]:has-text('value')")
     before, address = visit.rows(), page.evaluate("location.hash")
     assert len(before) == 3
     page.goto("about:blank")
     visit.open("index.html" + address)
     assert visit.rows() == before
     assert page.input_value("#task") == "pydoc_kl:length=512:windows=2"
-    assert page.locator("#board thead th", has_text="value").get_attribute("aria-sort") == "ascending"
+    page.wait_for_selector("#board thead th[aria-sort=ascending]:has-text('value')")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
