@@ -135,6 +135,11 @@ class Window:
         return tuple(group for block in self.blocks for group in block.shared_inputs)
 
     @property
+    def staying(self) -> tuple[str, ...]:
+        """Names of the linears that the next window sees too."""
+        return tuple(name for block in self.blocks if block not in self.leaving for name in block.linears)
+
+    @property
     def full_precision(self) -> Stream:
         """The calibration text as the untouched model brings it here."""
         return self.stream("full_precision")

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from harness.errors import BadOutput
+from harness.errors import BadOutput, HarnessError
 from harness.method import QuantizedWindow, Report, StreamName, register
 from harness.methods.cbq_cfp import Outliers
 from harness.methods.cbq_objective import Objective, Text
-from harness.methods.cbq_prepare import Preparation, Prepared
+from harness.methods.cbq_prepare import Preparation
 from harness.methods.cbq_start import Start
 from harness.methods.cbq_student import Student
 from harness.settings import UNQUANTIZED, Setting
@@ -114,14 +114,20 @@ class CBQ:
             return "cbq quantizes weights: choose W2 to W8"
         if not 1 <= self.stride <= self.size:
             return "windows leave no block out: stride from 1 to size"
+        if self.holdout < 1:
+            return "windows are judged by text that they were not trained on: holdout=1 or more"
         return None
 
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
         start = time.monotonic()
         text = Text.of(window, homologous=bool(self.homologous_target))
+        if len(text) <= self.holdout:
+            raise HarnessError(
+                f"{len(text)} calibration sequences, of which {self.holdout} are held out, leave none to train on",
+                fix="calibrate on more sequences, or lower holdout",
+            )
         trained, held = text.part(0, len(text) - self.holdout), text.part(len(text) - self.holdout, len(text))
-        prepared = self.preparation(setting).of(window)
-        student, rows = self.begin(window, prepared, trained, setting)
+        student, rows, settled = self.begin(window, trained, setting)
         before = student.hardened()
         with window.runner.installed(student.differentiable, ()):
             facts: Report = {"window": window.index, **self.train(window, student, trained)}
@@ -129,12 +135,11 @@ class CBQ:
         facts["held_out_before"], facts["held_out"] = (self.error(window, held, part) for part in (before, after))
         kept = before if self.guard and facts["held_out"] >= facts["held_out_before"] else after
         facts |= {"kept_initialization": kept is before, "seconds": (time.monotonic() - start) / len(rows)}
-        staying = [name for block in window.blocks if block not in window.leaving for name in block.linears]
         described = {row["layer"]: student.described(row["layer"], before.linears[row["layer"]]) for row in rows}
         return replace(
             kept,
             report=tuple(row | described[row["layer"]] | facts for row in rows),
-            state=student.state(staying) | prepared.state(staying) if kept is after else {},
+            state=student.state(window.staying) | settled if kept is after else {},
         )
 
     def preparation(self, setting: Setting) -> Preparation:
@@ -146,14 +151,21 @@ class CBQ:
         """How outliers are told from the rest, where more than ``max_fraction`` cannot be any."""
         return Outliers(self.lambda1, self.lambda2, self.quantile, self.gap, max_fraction)
 
-    def begin(self, window: Window, prepared: Prepared, text: Text, setting: Setting) -> tuple[Student, list[Report]]:
-        """Truncated weights on their grids, between two integers each."""
+    def begin(
+        self, window: Window, text: Text, setting: Setting
+    ) -> tuple[Student, list[Report], dict[str, torch.Tensor]]:
+        """Truncated weights on their grids, between two integers each; and, for the next window, what was settled on
+        the way to them."""
         outliers = self.outliers(self.max_truncated) if self.cfp_weights else None
         start = Start(self.rounding, self.rank, self.residual, outliers, self.damp)
         window.progress(f"{window.blocks[-1].name}: {self.init}")
-        if self.init == "gptq":
-            return start.solved(window, prepared, text.stream(), setting)
-        return start.rounded(window, prepared, setting)
+        prepared = self.preparation(setting).of(window)
+        student, rows = (
+            start.solved(window, prepared, text.stream(), setting)
+            if self.init == "gptq"
+            else start.rounded(window, prepared, setting)
+        )
+        return student, rows, prepared.state(window.staying)
 
     def train(self, window: Window, student: Student, text: Text) -> dict[str, float]:
         """Adam on everything that is learned of the window; learning rates fall to 0 along a cosine, but not that of

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.driver import quantize_model
-from harness.errors import BadOutput
+from harness.errors import BadOutput, HarnessError
 from harness.method import QuantizedWindow
 from harness.methods.cbq import CBQ
 from harness.methods.cbq_objective import Text
@@ -356,3 +356,14 @@ def test_commitment_does_not_fade_with_the_number_of_weights() -> None:
         rounded.commit(2.0, 1.0)
         pulls.append(float((v.grad - 1e-3).abs().mean()))
     assert pulls == pytest.approx([1e-3, 1e-3], rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"holdout": 0}, {"size": 2, "stride": 0}])
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+    assert CBQ(**options).supports(W2A16)
+    assert CBQ().supports(W2A16) is None
+
+
+def test_too_little_text_is_named(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="none to train on"):
+        run(tiny_model, CBQ(holdout=10), tmp_path)
