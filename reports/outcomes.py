@@ -19,8 +19,9 @@ from harness.tasks.measurement import Measurement
 
 Vector = npt.NDArray[np.float64]
 
-_FACTS = ("length", "text_sha256", "special_tokens_added", "tokenizer_sha256", "add_bos_token", "chat_template",
-          "max_length", "tasks")  # fmt: skip
+_FACTS = (
+    "length", "text_sha256", "special_tokens_added", "tokenizer_sha256", "add_bos_token", "chat_template", "max_length",
+)  # fmt: skip
 _FACTS_OF_A_TASK = ("version", "fewshot", "dataset", "subset", "split", "prompts_sha256")
 _HASHES = ("doc_hash", "window_hash")
 
@@ -131,7 +132,7 @@ def _by_block(
 
 def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal for two measurements to be of the same samples."""
-    facts = {name: manifest[name] for name in _FACTS if name in manifest and name != "tasks"}
+    facts = {name: manifest[name] for name in _FACTS if name in manifest}
     for task, about in manifest.get("tasks", {}).items():
         facts |= {f"{name} of {task}": about[name] for name in _FACTS_OF_A_TASK if name in about}
     return facts

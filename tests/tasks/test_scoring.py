@@ -66,6 +66,18 @@ def test_quantized_activations_keys_and_values_score_as_they_do_alone(setting, t
     check(scorer, requests(longest=30, vocabulary=512), tolerance=1e-3)
 
 
+def test_generation_reads_quantized_keys_and_values_from_the_cache_as_without_it(tiny_model, tmp_path):
+    method, setting = create_method("rtn", {}), Setting.parse("W8A16KV4")
+    quantized = quantize_model(tiny_model, method, setting, None, seed=0, checkpoints=tmp_path, progress=silent)
+    quantized.install(tiny_model.module, tiny_model.architecture)
+    ids = torch.arange(3, 20)[None]
+    said = [
+        tiny_model.module.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0, use_cache=cached)
+        for cached in (True, False)
+    ]
+    assert torch.equal(*said)
+
+
 def test_greedy_answers_are_recognized(tiny_model):
     tokens = [5, 6, 7]
     said = tiny_model.module(torch.tensor([tokens])).logits[0, -1].argmax().item()
