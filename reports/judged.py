@@ -30,6 +30,7 @@ class Judge:
 
     from_samples: bool
     _outcomes: dict[tuple[str, str, str], Outcomes | None] = field(default_factory=dict)
+    _without_samples: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, gathered: Gathered) -> Judge:
@@ -38,10 +39,13 @@ class Judge:
 
     @property
     def basis(self) -> str:
-        """For a caption."""
-        if self.from_samples:
-            return "95% intervals and ties from the outcomes of the same samples, paired"
-        return "95% intervals and ties from standard errors, not paired: the table is large"
+        """For a caption, once all has been judged."""
+        if not self.from_samples:
+            return "95% intervals and ties from standard errors, not paired: the table is large"
+        words = "95% intervals and ties from the outcomes of the same samples, paired"
+        if self._without_samples:
+            words += f"; where those are not kept, from standard errors: {', '.join(sorted(self._without_samples))}"
+        return words
 
     def estimate(self, known: Known, task: str) -> Estimate | None:
         """The main number of a task with its interval; None where there is no number."""
@@ -71,6 +75,8 @@ class Judge:
         key = known.source.name, known.cell.id, task
         if key not in self._outcomes:
             self._outcomes[key] = _outcomes(known, task)
+            if self._outcomes[key] is None:
+                self._without_samples.add(task)
         return self._outcomes[key]
 
 

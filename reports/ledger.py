@@ -14,8 +14,10 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 
+from harness.errors import HarnessError
 from harness.reports.board import Board, Column, Line, Place
 from harness.reports.gathered import Gathered, Group, Known
+from harness.settings import Setting
 from harness.specs import Scalar
 from harness.store import Measured
 from harness.tables import number
@@ -91,6 +93,8 @@ def _entry(row: Mapping[str, str]) -> Published | None:
         return None
     if setting == "W4A4" and row["kv_bits"] in ("4", "6"):
         setting += f"KV{row['kv_bits']}"
+    if not _is_offered(setting):
+        return None
     if row["metric"] in ("acc", "acc_norm"):
         value /= 100  # papers print percentages
     method, options, differs = _COUNTERPARTS[row["method"]]
@@ -106,6 +110,14 @@ def _entry(row: Mapping[str, str]) -> Published | None:
         f"{row['source_title']}, {row['source_table']}", row["model"], method, options, setting, row["task"],
         _METRICS[row["metric"]], value, tuple(known),
     )  # fmt: skip
+
+
+def _is_offered(setting: str) -> bool:
+    try:
+        Setting.parse(setting)
+    except HarnessError:
+        return False
+    return True
 
 
 def _lines(entry: Published, gathered: Gathered) -> Iterator[Line]:

@@ -66,9 +66,9 @@ def write_site(gathered: Gathered, out: Path) -> None:
     site = Site(gathered, Judge.of(gathered), fresh)
     site.write(MARK, "")
     shutil.copytree(ASSETS, fresh / "assets")
-    _index(site)
     for group in gathered.groups:
         _group(site, group)
+    _index(site)
     _methods(site)
     _data(site)
     shutil.rmtree(out, ignore_errors=True)

@@ -28,7 +28,7 @@ Numbers = dict[str, tuple[float, float | None]]
 
 
 def make_run(path: Path, rows: Sequence[tuple[Cell, Numbers, str]]) -> Path:
-    """Write a run folder of (cell, {task: (value, standard error)}, status); pydoc is a perplexity."""
+    """Write a run folder of (cell, {task: (value, standard error)}, status); pydoc and wikitext2 are perplexities."""
     path.mkdir(parents=True)
     cells = tuple(cell for cell, _, _ in rows)
     terms = {"calibration": CELL.calibration, "seed": "0", "dtype": "float32", "device": "cpu"}
@@ -47,6 +47,6 @@ def make_run(path: Path, rows: Sequence[tuple[Cell, Numbers, str]]) -> Path:
 
 
 def _measured(cell: Cell, task: str, value: float, stderr: float | None) -> Measured:
-    text = task == "pydoc"
+    text = task.partition(":")[0] in ("pydoc", "wikitext2")
     metric = "token_perplexity" if text else "acc"
     return Measured(cell.id, task, metric, value, stderr, 1000, int(not text), 1.0, WHEN)

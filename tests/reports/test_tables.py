@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shutil
 import subprocess
 from dataclasses import replace
@@ -19,7 +20,9 @@ from harness.reports import formats
 from harness.reports.board import Board, boards
 from harness.reports.gathered import Gathered, gather
 from harness.reports.judged import Judge
+from harness.reports.ledger import published
 from harness.reports.report import Report
+from harness.settings import Setting
 
 
 def laid_out(gathered: Gathered) -> list[Board]:
@@ -75,6 +78,14 @@ def test_from_the_store_alone_ties_are_by_standard_errors(tmp_path: Path) -> Non
     assert marks_of(board, 0) == {
         "rtn W4A16": "second", "gptq W4A16": "best", "adadim W4A16": "best", "cbq W4A16": "second",
     }  # fmt: skip
+
+
+def test_a_table_says_which_columns_have_no_samples(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(KNOWN, run)
+    assert "standard errors" not in laid_out(gather([run]))[0].notes[0]
+    next(run.glob("cells/*/tasks/*.safetensors")).unlink()
+    assert "from standard errors: wikitext2:windows=16" in laid_out(gather([run]))[0].notes[0]
 
 
 def test_runs_on_the_same_terms_make_one_table(tmp_path: Path) -> None:
@@ -134,6 +145,29 @@ def test_versions_of_the_code_stand_side_by_side_with_their_ids() -> None:
     (board,) = laid_out(gather([DEMO, DUQUANT]))
     assert [line.method.partition(" [")[0] for line in board.lines if line.setting == "W16A16"] == ["fp", "fp"]
     assert len({line.method for line in board.lines if line.setting == "W16A16"}) == 2
+
+
+def test_the_ledger_has_theirs_ours_and_the_difference(tmp_path: Path) -> None:
+    numbers = {"wikitext2:windows=4": (5.5, 0.1)}
+    fp = replace(FP, model="llama2-7b", tasks=("wikitext2:windows=4",))
+    report = Report.of([make_run(tmp_path / "run", [(fp, numbers, "ok")])], ledger=True)
+    board = report.published()[0]
+    assert board.model == "llama2-7b"
+    lines = [[place.text for place in line.places] for line in board.lines if line.cell == fp.id]
+    assert ["5.47", "5.500", "+0.03 (+0.55 %)"] in [texts[1:4] for texts in lines]
+    assert all("ours is of a part: windows=4" in texts[5] for texts in lines)
+    others = [line.places[2].text for other in report.published()[1:] for line in other.lines]
+    assert set(others) == {"never run"}
+    assert len(others) > 200
+
+
+def test_published_accuracies_are_fractions_and_no_number_is_made_up() -> None:
+    entries = published()
+    assert all(0 < entry.value < 1 for entry in entries if entry.metric.startswith("acc"))
+    assert all(entry.source and math.isfinite(entry.value) for entry in entries)
+    assert {entry.method for entry in entries} >= {"fp", "rtn", "gptq", "duquant", "cbq"}
+    settings = {entry.setting for entry in entries}
+    assert {str(Setting.parse(setting)) for setting in settings} == settings  # all of them can be run
 
 
 def test_no_run_and_no_results_are_told(tmp_path: Path) -> None:

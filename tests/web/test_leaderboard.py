@@ -85,7 +85,7 @@ def test_sort_by_mouse_and_by_keyboard(visit: Visit) -> None:
     page.locator("#board thead th", has_text="value").click()
     page.wait_for_selector("#board thead th[aria-sort=ascending]:has-text('value')")
     assert visit.rows() == ["fp", "gptq", "rtn", "gptq", "rtn"]
-    page.locator("#board thead th", has_text="value").focus()
+    page.locator("#board thead th", has_text="value").locator("[tabindex='0']").focus()
     page.keyboard.press("Enter")
     page.wait_for_selector("#board thead th[aria-sort=descending]:has-text('value')")
     assert visit.rows() == ["rtn", "gptq", "rtn", "gptq", "fp"]
