@@ -130,7 +130,7 @@ def test_shared_blocks_go_on_where_they_were(four_blocks: LoadedModel, tmp_path:
 def test_commitment_acts_on_leaving_blocks_alone(four_blocks: LoadedModel, tmp_path: Path) -> None:
     """Where D has reached 0 or 1 its gradient is gone: a block that is to be trained again is not hardened.
 
-    Eighty steps of 0.3 leave 6 % of a random model's weights undecided; how few stay depends on steps and rate alone.
+    Eighty steps of 0.3 leave 6 % of a random model's weights undecided, and a third without commitment.
     """
     options = {"size": 2, "relaxation": "soft", "init": "rtn", "guard": False, "epochs": 10}
     method = Watched(rounding_lr=0.3, **options)
@@ -140,7 +140,7 @@ def test_commitment_acts_on_leaving_blocks_alone(four_blocks: LoadedModel, tmp_p
         for row in part.report:
             undecided[row["layer"], window.index] = row["undecided"]
     shared = four_blocks.architecture.blocks[1].linears
-    assert min(undecided[name, 0] for name in shared) > 0.5
+    assert min(undecided[name, 0] for name in shared) > 0.25
     assert max(undecided[name, 1] for name in shared) < 0.12
 
 
@@ -251,22 +251,28 @@ def on_a_grid(model: LoadedModel, setting: Setting) -> None:
     """Weights that the quantizer of ``setting`` does not change."""
     for name in model.architecture.linears:
         linear = model.module.get_submodule(name)
-        for _ in range(2):  # the second time the ends of the range are levels, too
+        rounded = linear.weight + 1
+        while not torch.equal(rounded, linear.weight):  # until the ends of every range are levels, too
             grid = find_grid(linear.weight, WeightFormat.of(setting))
-            linear.weight.data = decode(encode(linear.weight, grid), grid)
+            rounded, linear.weight.data = linear.weight.data, decode(encode(linear.weight, grid), grid)
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_nothing_to_correct_is_nothing_corrected(tiny_model: LoadedModel, tmp_path: Path, size: int) -> None:
-    """Weights that are exact already: no error at any window, and one stream is the other, to the last bit."""
+    """Weights that are exact already: no error at any window, and one stream is the other, to the last bit.
+
+    The student runs one sequence at a time and the targets were made several at a time: their last bits may differ.
+    """
     on_a_grid(tiny_model, Setting.parse("W8A16"))
-    options = {"init": "rtn", "cfp_weights": False, "rounding": "none", "guard": False, "epochs": 1}
+    options = {"init": "rtn", "cfp_weights": False, "rounding": "none", "guard": False, "epochs": 1, "scale_lr": 0.0}
     method = Watched(size=size, homologous_target=1.0, kl=1.0, **options)
     run(tiny_model, method, tmp_path, "W8A16")
     for window, part in method.seen:
         for quantized, untouched in zip(window.quantized.chunks, window.full_precision.chunks, strict=True):
             assert torch.equal(quantized, untouched)
-        assert all(row["l2_fp"] == row["l2_homologous"] == row["held_out_before"] == 0 for row in part.report)
+        for row in part.report:
+            assert max(row["l2_fp"], row["l2_homologous"]) < 1e-10
+            assert max(abs(row["kl_fp"]), abs(row["kl_homologous"]), row["held_out_before"]) < 1e-6
 
 
 def by_hand(window: Window, text: Text, epochs: int, rates: tuple[float, float]) -> float:
