@@ -28,7 +28,7 @@ def unsigned_strip(tile, STRIP: tl.constexpr, BITS: tl.constexpr):
 
 @triton.constexpr_function
 def unpacking_ptx(strip, bits, magic):
-    """Four bytes in one register to two registers of two half-precision numbers, ``magic`` with the code in its mantissa.
+    """Four bytes of a register to two registers of two half-precision numbers: ``magic``, the code in its mantissa.
 
     Triton's own lowering takes bytes apart one by one, at three times the instructions.
     """
