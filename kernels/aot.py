@@ -37,12 +37,12 @@ def variants(target: str) -> Iterator[Variant]:
     """All that is shipped for a target: every configuration, both half precisions, both widths, both axes."""
     for dtype in ("fp16", "bf16"):
         for config in shipped("wna16", target):
-            yield _weight_only("wna16", 4, config, dtype)
+            yield _weight_only("wna16", 4, config, dtype, target)
     for config in shipped("wna16_gemv", target):
-        yield _weight_only("wna16_gemv", 4, config, "fp16")
+        yield _weight_only("wna16_gemv", 4, config, "fp16", target)
     small = shipped("wna16", target)[0]
-    yield _weight_only("wna16", 2, small, "fp16")
-    yield _weight_only("wna16", 4, small, "fp16", axis="ic")
+    yield _weight_only("wna16", 2, small, "fp16", target)
+    yield _weight_only("wna16", 4, small, "fp16", target, axis="ic")
     for config in shipped("wna8", target):
         yield _integer(config, group=0)
     yield _integer(shipped("wna8", target)[0], group=128)
@@ -79,10 +79,10 @@ def compiled(variant: Variant, target: str) -> Binary:
     return read_nvidia(result.asm["cubin"], result.asm["ptx"], result.metadata.shared, tool)
 
 
-def _weight_only(kernel: Kernel, bits: int, config: Config, dtype: str, axis: str = "oc") -> Variant:
+def _weight_only(kernel: Kernel, bits: int, config: Config, dtype: str, target: str, axis: str = "oc") -> Variant:
     constants = {
         "BITS": bits, "GROUP": 128, "PER_INPUT": axis == "ic", "ASYMMETRIC": True, "HAS_BIAS": False, "SPLIT": 1,
-        "WIDEN": False, "BM": config.block_m, "BN": config.block_n,
+        "WIDEN": False, "PTX": not target.startswith("gfx"), "BM": config.block_m, "BN": config.block_n,
     }  # fmt: skip
     name = f"{kernel} w{bits} {dtype} {axis} {config.block_m}x{config.block_n}"
     pointers = dict.fromkeys(("x", "bias", "y"), f"*{dtype}")

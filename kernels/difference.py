@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -40,14 +41,18 @@ def measure_difference(
     manifest: Mapping[str, object],
     progress: Callable[[int, int], None],
 ) -> TaskResult:
-    """Largest and mean logit difference, top-1 flips, both perplexities. The model is left as it was found.
+    """Largest and mean logit difference, top-1 flips, both perplexities, and the largest error of a layer by itself.
 
-    Raises BadOutput where a logit is not finite.
+    Where activations are quantized, differences of rounding flip codes, and each flip is amplified by the layers
+    behind it: logits then differ by as much as two runs of the simulation on inputs a rounding apart. The error of a
+    layer that is given the simulation's input shows what its kernel does. The model is left as it was found. Raises
+    BadOutput where a logit is not finite.
     """
     started = time.monotonic()
     before = {name: module.get_submodule(name) for name in executions.kernels}
     columns: list[tuple[float, ...]] = []
     try:
+        layer_error = _layer_error(module, executions, ids[0])
         for number, window in enumerate(ids):
             logits = []
             for modules in (executions.simulation, executions.kernels):
@@ -61,6 +66,7 @@ def measure_difference(
         put_in_place(module, before)
     largest, mean, flips, simulated, executed = (np.array(column) for column in zip(*columns, strict=True))
     windows = {"window": np.arange(len(ids))}
+    alone = Measurement("max_layer_error", layer_error, None, 1, False, {"window": np.arange(1)})
     ratio = float(np.exp((executed - simulated).mean()))
     rows = (
         ("max_logit_difference", float(largest.max()), None, largest),
@@ -70,15 +76,34 @@ def measure_difference(
         ("perplexity_of_kernels", math.exp(executed.mean()), None, executed),
         ("perplexity_difference_percent", 100 * (ratio - 1), _scaled(100 * ratio, executed - simulated), executed),
     )
+    measurements = [
+        Measurement(metric, value, stderr, len(ids), False, windows | {"per_window": samples})
+        for metric, value, stderr, samples in rows
+    ]
     return TaskResult(
         task,
-        tuple(
-            Measurement(metric, value, stderr, len(ids), False, windows | {"per_window": samples})
-            for metric, value, stderr, samples in rows
-        ),
+        (*measurements, alone),
         time.monotonic() - started,
         {**manifest, "operators": dict(executions.operators), "per_window_of_perplexities": "nats per token"},
     )
+
+
+def _layer_error(module: PreTrainedModel, executions: Executions, window: Int[torch.Tensor, " length"]) -> float:
+    """The largest relative error (Frobenius) of a layer's kernel on the very input that its simulation is given."""
+    put_in_place(module, executions.simulation)
+    errors: list[float] = []
+
+    def watched(kernel: KernelLinear) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def compare(_: nn.Module, args: tuple[torch.Tensor, ...], simulated: torch.Tensor) -> None:
+            errors.append(float((kernel(args[0]) - simulated).norm() / simulated.norm()))
+
+        return compare
+
+    with contextlib.ExitStack() as hooks:
+        for name, simulated in executions.simulation.items():
+            hooks.callback(simulated.register_forward_hook(watched(executions.kernels[name])).remove)
+        module(window[None], use_cache=False)
+    return max(errors)
 
 
 def _compared(

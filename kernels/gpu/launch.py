@@ -53,7 +53,8 @@ def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: 
         x.stride(0),
         BITS=layer.bits, GROUP=0 if layer.whole_channels else layer.group_size, PER_INPUT=layer.axis == "ic",
         ASYMMETRIC=layer.zeros is not None, HAS_BIAS=bias is not None, SPLIT=split,
-        WIDEN=x.device.type == "cpu" and x.dtype == torch.bfloat16, BM=config.block_m, BN=config.block_n,
+        WIDEN=x.device.type == "cpu" and x.dtype == torch.bfloat16, PTX=x.is_cuda and torch.version.hip is None,
+        BM=config.block_m, BN=config.block_n,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if split == 1:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from harness.kernels.gpu.codes import magic_number, unsigned_strip
+from harness.kernels.gpu.codes import magic_number, magic_strip
 
 
 @triton.jit
 def dequantized_strip(
     tile, scales, zeros, k, k_start, n, n_start, K, N, in_n,
     STRIP: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, PER_INPUT: tl.constexpr, ASYMMETRIC: tl.constexpr,
-    DTYPE: tl.constexpr,
+    DTYPE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """The weights [BN, strip] of inputs ``k``. GROUP 0: one group a channel."""
-    codes = magic_number(unsigned_strip(tile, STRIP, BITS), DTYPE)
+    codes = magic_strip(tile, STRIP, BITS, DTYPE, PTX)
     LENGTH: tl.constexpr = 16 * BITS
     last = K - 1  # padding has no scales of its own; what it is multiplied with is zero
     if PER_INPUT:  # groups run along the outputs; a block of outputs lies in one of them
@@ -50,7 +50,7 @@ def dequantized_strip(
 def wna16_kernel(
     x, qweight, scales, zeros, bias, y, M, N, K, tiles_in, tiles_per_split, padded_out, stride_x,
     BITS: tl.constexpr, GROUP: tl.constexpr, PER_INPUT: tl.constexpr, ASYMMETRIC: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SPLIT: tl.constexpr, WIDEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    SPLIT: tl.constexpr, WIDEN: tl.constexpr, PTX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """``y`` [M, N] of x's type, or float32 partial sums [SPLIT, M, N]. WIDEN: multiply in float32 (interpreter)."""
     LENGTH: tl.constexpr = 16 * BITS
@@ -86,6 +86,7 @@ def wna16_kernel(
                 PER_INPUT,
                 ASYMMETRIC,
                 DTYPE,
+                PTX,
             )
             if WIDEN:
                 acc = tl.dot(weight.to(tl.float32), tl.trans(inputs.to(tl.float32)), acc, input_precision="ieee")

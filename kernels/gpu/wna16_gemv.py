@@ -12,7 +12,7 @@ from harness.kernels.gpu.wna16 import dequantized_strip
 def wna16_gemv_kernel(
     x, qweight, scales, zeros, bias, y, M, N, K, tiles_in, tiles_per_split, padded_out, stride_x,
     BITS: tl.constexpr, GROUP: tl.constexpr, PER_INPUT: tl.constexpr, ASYMMETRIC: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SPLIT: tl.constexpr, WIDEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    SPLIT: tl.constexpr, WIDEN: tl.constexpr, PTX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """As :func:`harness.kernels.gpu.wna16.wna16_kernel`, for M ≤ BM; every weight is read once."""
     LENGTH: tl.constexpr = 16 * BITS
@@ -48,6 +48,7 @@ def wna16_gemv_kernel(
                 PER_INPUT,
                 ASYMMETRIC,
                 DTYPE,
+                PTX,
             )
             acc += weight.to(tl.float32)[None, :, :] * inputs.to(tl.float32)[:, None, :]
     total = tl.sum(acc, axis=2)
