@@ -255,6 +255,18 @@ def fetch_model(name: Annotated[str, typer.Argument(help="A preset or a hub id."
     print(fetch(resolve_model(name), _say))
 
 
+@app.command("export", epilog="Example: harness export runs/first/cells/0123456789abcdef --format gptq --to exported")
+def export_cell(
+    cell: Annotated[Path, typer.Argument(help="A finished cell's folder, or its artifact.")],
+    to: Annotated[Path, typer.Option(help="The folder to write.")],
+    format: Annotated[str, typer.Option(help="native, gptq or compressed-tensors")] = "native",
+) -> None:
+    """Write a finished cell as a checkpoint that other programs load."""
+    from harness.export import export
+
+    print(export(cell, format, to))
+
+
 @methods_app.command("check", epilog="Example: harness methods check ./my_method.py")
 def check_method(
     method: Annotated[str, typer.Argument(help="A name or a file, with options: gptq:damp=0.05")],

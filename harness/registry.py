@@ -31,7 +31,7 @@ ENTRY_POINTS = "harness.methods"
 _BUILT_IN = Path(__file__).parent / "methods"
 # Shared code that decides integers: a change here makes every cell a new one, as a change in the method does.
 _DECIDING = (
-    "architecture", "attention", "calibration", "driver", "folding", "hessian", "linear", "quantizer",
+    "architecture", "attention", "calibration", "composition", "driver", "folding", "hessian", "linear", "quantizer",
     "reconstruction", "sequential", "simulation", "transform", "window",
 )  # fmt: skip
 _BUILDS_ON = re.compile(rb"^from harness\.methods\.(\w+) import", re.MULTILINE)

@@ -83,7 +83,7 @@ def leaves_calibration_alone(subject: Subject) -> None:
 
 
 def leaves_the_process_alone(subject: Subject) -> None:
-    """Another cell in the same process must not feel that this one ran: random states, default dtype, TF32, environment.
+    """Another cell in the same process must not feel that this one ran: random states, dtype, TF32, environment.
 
     To pass: use a `torch.Generator` or a `numpy.random.Generator` of your own, and put back whatever you switch.
     """

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -156,7 +157,7 @@ def more_bits_are_better(subject: Subject) -> None:
     if len(supported) < 2:
         raise NotApplicable("the method supports fewer than two of " + ", ".join(settings))
     errors = {text: subject.error(subject.run(_setting(text)).quantized) for text in supported}
-    for low, high in zip(supported, supported[1:], strict=False):
+    for low, high in pairwise(supported):
         if not errors[high] < errors[low]:
             raise Failed(f"the logits are off by {errors[low]:.1%} at {low}, and by {errors[high]:.1%} at {high}")
 

@@ -18,6 +18,8 @@ from typing import Any
 from harness.endings import classify
 from harness.limits import Limits
 from harness.pool import Command, Pool
+from harness.runfolder import RunFolder
+from harness.supervisor import child_environment
 
 
 @dataclass
@@ -72,7 +74,7 @@ def check_method(
         question, log = Path(folder, "question.json"), Path(folder, "log")
         question.write_text(json.dumps({"method": method, "real": str(real) if real else None}))
         words = (sys.executable, "-P", "-m", "harness.conformance.child", str(question))
-        environment = {**os.environ, "HARNESS_SUPERVISOR": str(os.getpid())}
+        environment = {**os.environ, **child_environment(RunFolder(Path(folder)))}
         pool = Pool(limits or Limits(), heard)
         for _, ending in pool.run([Command(method, words, environment, log)]):
             verdict.seconds, verdict.peak_bytes = ending.seconds, verdict.peak_bytes or ending.peak_bytes

@@ -31,7 +31,7 @@ PLANTED = [
     ("skips_a_layer", "every_layer_quantized", "mlp.down_proj"),
     ("omits_a_layer", "codes_within_bits", "mlp.down_proj was not quantized"),
     ("returns_nan", "codes_within_bits", "not a finite positive number"),
-    ("wrong_shape", "codes_within_bits", "not [32, 64]"),
+    ("wrong_shape", "codes_within_bits", "has codes of shape"),
     ("remembers", "deterministic", "a second run gives other integers"),
     ("changes_the_function", "function_preserved", "this is not rounding"),
     ("hides_nan", "nan_is_refused", "as if nothing had happened"),

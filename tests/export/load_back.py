@@ -1,0 +1,18 @@
+"""``python load_back.py FOLDER IDS OUT``: the logits of an exported model, loaded as any user of the format loads it.
+
+Runs where transformers and the format's own library are installed; knows nothing of the harness.
+"""
+
+import sys
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+folder, ids, out = sys.argv[1:]
+torch.set_grad_enabled(False)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu").eval()
+tokens = load_file(ids)["ids"]
+logits = torch.cat([model(input_ids=row[None]).logits for row in tokens])
+save_file({"logits": logits.float().contiguous()}, out)
+print({type(module).__name__ for name, module in model.named_modules() if name.endswith("q_proj")})
