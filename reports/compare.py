@@ -6,6 +6,7 @@ well, or when it can no longer be compared. The doubt is that of the whole gate:
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from harness.planfile import read_plan
 from harness.reports.outcomes import Outcomes, outcomes_of
 from harness.reports.statistics import Comparison, Verdict, compare, verdicts
 from harness.results import CellResult
-from harness.runfolder import RunFolder
+from harness.runfolder import CellFolder, RunFolder
 from harness.store import Attempt
 from harness.tables import Grid, number
 from harness.tasks.measurement import Measurement, read_result
@@ -154,6 +155,7 @@ def _cell_checks(result: CellResult, one: _Run, other: _Run, margins: Mapping[st
         yield Check(place, "status", "fail", after.status, after.reason or "")
         return
     yield _bits_check(place, before, after, margins[BITS])
+    yield from _integer_check(place, one.folder.cell(result.cell.id), other.folder.cell(counterpart.cell.id))
     for task in result.cell.tasks:
         yield from _task_checks(place, task, one.outcomes(result, task), other.outcomes(counterpart, task), margins)
 
@@ -165,6 +167,17 @@ def _bits_check(place: Place, before: Attempt, after: Attempt, margin: float) ->
     grown = now - was
     verdict: Verdict = "same" if abs(grown) <= margin + 1e-9 else "worse" if grown > 0 else "better"
     return Check(place, BITS, "fail" if verdict == "worse" else "pass", verdict, _signed(grown), was, now)
+
+
+def _integer_check(place: Place, before: CellFolder, after: CellFolder) -> Iterator[Check]:
+    """Told, not failed: a cell's id is what decides its integers, so that others under one id come from the harness."""
+    if before.path.name != after.path.name or not (before.quantized.is_file() and after.quantized.is_file()):
+        return
+    if filecmp.cmp(before.quantized, after.quantized, shallow=False):
+        yield Check(place, "integers", "pass", "same")
+    else:
+        detail = "one method, one calibration, other integers: the quantizer or the machine changed"
+        yield Check(place, "integers", "note", "changed", detail)
 
 
 def _task_checks(

@@ -16,6 +16,7 @@ from harness.models import load_model
 from harness.progress import silent
 from harness.reports.compare import compare_runs, grids, read_margins
 from harness.reports.junit import junit
+from harness.runfolder import RunFolder
 from harness.settings import Setting
 from harness.tables import markdown
 from harness.tasks.catalogue import parse_task
@@ -113,6 +114,16 @@ def test_more_bits_fail_and_fewer_do_not(baseline, good_results, tmp_path):
         candidate = write_run(tmp_path / str(bits), cells(good_results), bits=bits)
         assert failed_settings(compare_runs(baseline, candidate, {})) == failing
     assert not compare_runs(baseline, tmp_path / "4.5", {"bits_per_weight": 0.25}).failed
+
+
+@pytest.mark.parametrize(("codes", "verdict"), [(b"codes", "same"), (b"other", "changed")])
+def test_other_integers_under_one_id_are_told(codes, verdict, good_results, tmp_path):
+    runs = [write_run(tmp_path / name, cells(good_results)) for name in ("one", "other")]
+    for run, content in zip(runs, (b"codes", codes), strict=True):
+        RunFolder(run).cell(cell(SETTINGS[0], TASKS).id).quantized.write_bytes(content)
+    gate = compare_runs(*runs, {})
+    assert [check.verdict for check in gate.checks if check.what == "integers"] == [verdict]
+    assert not gate.failed
 
 
 def test_a_missing_task_fails(baseline, good_results, tmp_path):
