@@ -35,12 +35,14 @@ class Terms(NamedTuple):
     seed: str
     dtype: str
     device: str
+    execute: str
 
     @property
     def words(self) -> str:
         """For a caption."""
         tokens = f" ({self.calibration_sha256[:8]})" if self.calibration_sha256 else ""
-        return f"calibration {self.calibration}{tokens}, seed {self.seed}, {self.dtype} on {self.device}"
+        by = "" if self.execute == "simulation" else f", executed by {self.execute}"
+        return f"calibration {self.calibration}{tokens}, seed {self.seed}, {self.dtype} on {self.device}{by}"
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def _terms(loaded: Loaded, cell: Cell) -> Terms:
     facts = loaded.plan.facts.get(cell.model)
     calibrated = facts.calibration_sha256 if facts else cell.calibration_sha256
     return Terms(
-        cell.model, cell.weights_sha256, cell.calibration, calibrated, str(cell.seed), cell.dtype, cell.device
+        cell.model, cell.weights_sha256, cell.calibration, calibrated, str(cell.seed), cell.dtype, cell.device,
+        cell.execute,
     )  # fmt: skip
 
 

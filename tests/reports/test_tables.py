@@ -121,6 +121,15 @@ def test_other_calibration_is_kept_apart_and_told(tmp_path: Path) -> None:
     assert "calibration_sha256" in gathered.notes[0]
 
 
+def test_kernels_and_simulation_are_kept_apart_and_told(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", [(CELL, {"piqa": (0.7, 0.01)}, "ok")])
+    two = make_run(tmp_path / "two", [(replace(CELL, execute="kernels"), {"piqa": (0.6, 0.01)}, "ok")])
+    gathered = gather([one, two])
+    assert [group.terms.execute for group in gathered.groups] == ["simulation", "kernels"]
+    assert "differ in execute" in gathered.notes[0]
+    assert "executed by kernels" in laid_out(gathered)[1].terms
+
+
 def test_a_task_measured_in_another_way_gets_a_column_of_its_own(tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(KNOWN, other)
