@@ -64,6 +64,12 @@ def test_no_kernel_is_said_before_anything_is_scored(tiny_model, tmp_path: Path)
         executions(tiny_model, "W3A16", tmp_path)
 
 
+@pytest.fixture
+def settings_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker makes its process deterministic; this process is not the worker's own."""
+    monkeypatch.setattr("harness.worker.make_deterministic", lambda threads, seed: None)
+
+
 def kernel_job(folder: Path, setting: str, out: Path) -> Job:
     """A worker's job that scores a cell through its kernels."""
     cell = Cell(
@@ -77,6 +83,7 @@ def kernel_job(folder: Path, setting: str, out: Path) -> Job:
     return Job(cell, cell_folder, 1, Events.from_environment(), Timings())
 
 
+@pytest.mark.usefixtures("settings_of_torch")
 def test_a_cell_is_scored_through_its_kernels(tiny_folder: Path, tmp_path: Path) -> None:
     job = kernel_job(tiny_folder, "W4A8", tmp_path)
     job.run()
@@ -88,6 +95,7 @@ def test_a_cell_is_scored_through_its_kernels(tiny_folder: Path, tmp_path: Path)
     assert set(load_packed(job.folder.packed)) == set(QuantizedModel.load(job.folder.quantized).linears)
 
 
+@pytest.mark.usefixtures("settings_of_torch")
 def test_a_cell_without_kernels_is_unsupported_and_not_scored(tiny_folder: Path, tmp_path: Path) -> None:
     job = kernel_job(tiny_folder, "W3A16", tmp_path)
     assert how_it_ended(job.run)[0] == "unsupported"
