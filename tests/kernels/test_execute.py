@@ -76,7 +76,7 @@ def kernel_job(folder: Path, setting: str, out: Path) -> Job:
         model="tiny", model_path=str(folder), weights_sha256="", method="rtn", method_source="rtn",
         method_sha256=describe_methods()["rtn"].sha256, options={}, setting=setting, dtype="float32", device="cpu",
         seed=0, calibration="pydoc:2x64", calibration_sha256=None,
-        tasks=("pydoc:windows=2:length=128", "pydoc_kernels:windows=2:length=128"), data_root=None, execute="kernels",
+        tasks=("pydoc:length=128:windows=2", "pydoc_kernels:length=128:windows=2"), data_root=None, execute="kernels",
     )  # fmt: skip
     cell_folder = RunFolder(out).cell(cell.id)
     cell_folder.path.mkdir(parents=True)
