@@ -18,7 +18,14 @@ from harness import atomic, provenance
 from harness.artifacts import now
 from harness.checkpoint import open_checkpoint
 from harness.errors import BadOutput, HarnessError
-from harness.kernels.cpu import CpuPath, IntegerProduct, cpu_path
+from harness.kernels.cpu import (
+    INT4_OPERATOR,
+    CpuPath,
+    DequantizedWeights,
+    Int4Weights,
+    IntegerProduct,
+    cpu_path,
+)
 from harness.kernels.pack import pack
 from harness.kernels.roofline import Work
 from harness.kernels.timing import CpuTimer, Samples, Timer, interleaved, ratio
@@ -161,10 +168,12 @@ def _bare(path: CpuPath, x: torch.Tensor) -> Callable[[], object]:
             )
 
         return integers
-    if path.operator(len(x)).startswith("aten::_weight_int4pack"):
-        qweight, grid, group = path.qweight, path.grid, path.layer.group_size  # type: ignore[attr-defined]
+    if isinstance(path, Int4Weights) and path.operator(len(x)) == INT4_OPERATOR:
+        qweight, grid, group = path.qweight, path.grid, path.layer.group_size
         return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, qweight, group, grid)
-    weight = (getattr(path, "dequantized", None) or path).weight
+    dequantized = path.dequantized if isinstance(path, Int4Weights) else path
+    assert isinstance(dequantized, DequantizedWeights)
+    weight = dequantized.weight
     return lambda: torch.mm(x.bfloat16(), weight.T)
 
 

@@ -21,6 +21,7 @@ from harness.quantizer import encode_tokens, simulate_tokens
 
 # On processors that multiply bfloat16 in hardware, dequantizing beats the int4 operator beyond so many tokens.
 INT4_TOKENS_BESIDE_BF16_UNITS = 16
+INT4_OPERATOR = "aten::_weight_int4pack_mm_for_cpu"
 _INT4_GROUPS = (32, 64, 128, 256)
 _INNER_TILES = 2  # the operator's own layout parameter; it takes no other on a CPU
 
@@ -64,7 +65,7 @@ class Int4Weights:
     def operator(self, rows: int) -> str:
         if self.dequantized is not None and rows > INT4_TOKENS_BESIDE_BF16_UNITS:
             return self.dequantized.operator(rows)
-        return "aten::_weight_int4pack_mm_for_cpu"
+        return INT4_OPERATOR
 
     def __call__(self, x: Rows) -> Product:
         if self.dequantized is not None and x.shape[0] > INT4_TOKENS_BESIDE_BF16_UNITS:

@@ -103,7 +103,7 @@ class Executed:
 
 class _Watch(TorchDispatchMode):
     def __init__(self, executed: Executed) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.executed = executed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

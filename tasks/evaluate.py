@@ -24,10 +24,10 @@ def evaluate(
     model: LoadedModel,
     *,
     reference: Callable[[], LoadedModel] | None,
-    executions: Callable[[], Executions] | None,
     data_root: Path | None,
     seed: int,
     progress: Progress,
+    executions: Callable[[], Executions] | None = None,
 ) -> Iterator[TaskResult]:
     """Yields each task's result once it is final, in the order of ``specs`` but for tasks that share forward passes.
 

@@ -1,20 +1,28 @@
 """Whole models through their kernels."""
 
-import json
-import subprocess
-import sys
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
+from harness.cells import Cell
 from harness.driver import quantize_model
-from harness.errors import Unsupported
+from harness.errors import Problems, Unsupported
+from harness.events import Events
 from harness.kernels.difference import Executions, measure_difference
 from harness.kernels.execute import kernel_modules, packed_layers, put_in_place
+from harness.kernels.packfile import load_packed
 from harness.methods.rtn import RTN
+from harness.plan import ModelFacts, complete, draft
 from harness.progress import silent
+from harness.quantized import QuantizedModel
+from harness.registry import describe_methods
+from harness.request import Request
+from harness.runfolder import RunFolder
 from harness.settings import Setting
+from harness.tasks.measurement import read_result
+from harness.worker import Job, Timings, how_it_ended
 
 
 def executions(model, setting: str, tmp_path: Path) -> Executions:
@@ -56,20 +64,56 @@ def test_no_kernel_is_said_before_anything_is_scored(tiny_model, tmp_path: Path)
         executions(tiny_model, "W3A16", tmp_path)
 
 
-def test_a_run_through_kernels(tiny_folder: Path, tmp_path: Path) -> None:
-    """By the command line: the cells' scores come from kernels, and each says how far it is from its simulation."""
-    words = [sys.executable, "-P", "-m", "harness"]
-    out = tmp_path / "run"
-    run = ["run", "--methods", "rtn", "--models", str(tiny_folder), "--settings", "W4A8,W3A16", "--execute", "kernels"]
-    more = ["--tasks", "pydoc:windows=2:length=128", "--calibration", "pydoc:2x64", "--threads", "1", "--out", str(out)]
-    subprocess.run([*words, *run, *more], check=False, capture_output=True)
-    text = subprocess.run([*words, "results", str(out), "--format", "json"], check=True, capture_output=True, text=True)
-    rows = {(row["setting"], row["task"], row["metric"]): row for row in json.loads(text.stdout)}
-    (difference,) = {task for _, task, _ in rows if task.startswith("pydoc_kernels")}
-    assert abs(rows["W4A8", difference, "perplexity_difference_percent"]["value"]) < 1
-    assert rows["W3A16", difference, None]["status"] == "unsupported"
-    assert ("W16A16", difference, "top1_flips") not in rows  # the baseline has no kernels
-    assert len(list(out.glob("cells/*/packed.safetensors"))) == 1
+@pytest.fixture
+def settings_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker makes its process deterministic; this process is not the worker's own."""
+    monkeypatch.setattr("harness.worker.make_deterministic", lambda threads, seed: None)
+
+
+def kernel_job(folder: Path, setting: str, out: Path) -> Job:
+    """A worker's job that scores a cell through its kernels."""
+    cell = Cell(
+        model="tiny", model_path=str(folder), weights_sha256="", method="rtn", method_source="rtn",
+        method_sha256=describe_methods()["rtn"].sha256, options={}, setting=setting, dtype="float32", device="cpu",
+        seed=0, calibration="pydoc:2x64", calibration_sha256=None,
+        tasks=("pydoc:length=128:windows=2", "pydoc_kernels:length=128:windows=2"), data_root=None, execute="kernels",
+    )  # fmt: skip
+    cell_folder = RunFolder(out).cell(cell.id)
+    cell_folder.path.mkdir(parents=True)
+    return Job(cell, cell_folder, 1, Events.from_environment(), Timings())
+
+
+@pytest.mark.usefixtures("settings_of_torch")
+def test_a_cell_is_scored_through_its_kernels(tiny_folder: Path, tmp_path: Path) -> None:
+    job = kernel_job(tiny_folder, "W4A8", tmp_path)
+    job.run()
+    scored, compared = (
+        {row.metric: row.value for row in read_result(job.folder.tasks, task).measurements} for task in job.cell.tasks
+    )
+    assert scored["token_perplexity"] == pytest.approx(compared["perplexity_of_kernels"], rel=1e-6)
+    assert compared["perplexity_of_kernels"] != compared["perplexity_of_simulation"]
+    assert set(load_packed(job.folder.packed)) == set(QuantizedModel.load(job.folder.quantized).linears)
+
+
+@pytest.mark.usefixtures("settings_of_torch")
+def test_a_cell_without_kernels_is_unsupported_and_not_scored(tiny_folder: Path, tmp_path: Path) -> None:
+    job = kernel_job(tiny_folder, "W3A16", tmp_path)
+    assert how_it_ended(job.run)[0] == "unsupported"
+    assert not list(job.folder.tasks.glob("*.json"))
+
+
+def test_what_runs_through_kernels_is_compared(tiny_folder: Path) -> None:
+    """By the plan: with the simulation, on the corpus that is scored; but for the baseline, which has no kernels."""
+    asked = Request(
+        methods=("rtn",), models=(str(tiny_folder),), settings=("W4A8",), tasks=("pydoc:windows=2",), execute="kernels"
+    )
+    plan = draft(asked)
+    assert [task.key for task in plan.tasks][1].startswith("pydoc_kernels")
+    baseline, quantized = complete(plan, {plan.models[0].name: ModelFacts(tiny_folder, "", None)})
+    assert len(baseline.tasks) == 1 and len(quantized.tasks) == 2
+    assert quantized.execute == "kernels"
+    with pytest.raises(Problems, match="--execute 'nothing'"):
+        draft(dataclasses.replace(asked, execute="nothing"))
 
 
 def test_modules_are_put_under_their_names() -> None:
