@@ -56,7 +56,9 @@ def test_every_answer_is_quick_and_imports_nothing_heavy(words: list[str], tmp_p
     assert inside.stdout.endswith("HEAVY []\n")
 
 
-@pytest.mark.parametrize("command", ["run", "results", "list", "models fetch", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["run", "results", "list", "models fetch", "methods check", "methods new", "export", "doctor"]
+)
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = harness(*command.split(), "--help")
     assert done.returncode == 0
