@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 
 from harness.attention import AttentionSpec, head_size
+from harness.errors import BadOutput
 from harness.folding import Smoothed, find_folds, smooth
 from harness.linear import QuantizedLinear, assemble
 from harness.method import QuantizedWindow, Report, StreamName, register
@@ -213,6 +214,8 @@ class DuQuant:
             x = torch.stack([chunk.float().sum(dim=0) for chunk in stop.chunks]).sum(dim=0) / count
         else:
             x = torch.cat([tokens.float() for tokens in stop.tokens()])
+        if not torch.isfinite(x).all():
+            raise BadOutput("the calibration activations hold NaN or infinity", where=", ".join(stop.names))
         return x if online is None else x / online
 
     def find_steps(

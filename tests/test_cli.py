@@ -56,7 +56,13 @@ def test_every_answer_is_quick_and_imports_nothing_heavy(words: list[str], tmp_p
     assert inside.stdout.endswith("HEAVY []\n")
 
 
-@pytest.mark.parametrize("command", ["run", "results", "compare", "list", "models fetch", "data mirror", "doctor"])
+COMMANDS = (
+    "run", "results", "report", "leaderboard", "compare", "list", "models fetch", "methods check", "methods new",
+    "data mirror", "export", "bench", "doctor",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = harness(*command.split(), "--help")
     assert done.returncode == 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from harness.composition import chain
 from harness.conformance.models import tiny_cases
+from harness.conformance.running import check_method
 from harness.conformance.subject import Subject
-from harness.conformance.suite import CHECKS, examine
 from harness.linear import round_to_nearest
 from harness.methods.rtn import RTN
 from harness.registry import method_class
@@ -73,11 +72,10 @@ def test_linears_that_share_an_input_share_its_transform() -> None:
         assert len({id(linears[name].transform) for name in names}) == 1
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_the_example_passes_conformance(check) -> None:
-    info, create = method_class(str(EXAMPLE))
-    outcome = examine(Subject(info, create, next(iter(tiny_cases().values()))), check)
-    assert outcome.state in ("passed", "not applicable"), outcome.message
+def test_the_example_passes_conformance() -> None:
+    """In a process of its own: the type checker of these tests draws from Python's random numbers."""
+    verdict = check_method(str(EXAMPLE))
+    assert verdict.passed, [row for row in verdict.rows if row["state"] == "failed"]
 
 
 def test_the_example_is_short() -> None:

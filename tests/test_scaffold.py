@@ -92,6 +92,6 @@ def test_harness_methods_narrows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_package_builds(tmp_path: Path) -> None:
     package = write_method("my_method", tmp_path, only_file=False)[0].parent
-    words = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    words = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     subprocess.run([*words, "--wheel-dir", str(tmp_path), str(package)], check=True)
     assert list(tmp_path.glob("harness_my_method-0.1.0-*.whl"))

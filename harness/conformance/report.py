@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,9 @@ def _print(verdict: Verdict) -> None:
         for words in _about(row["check"]):
             print(f"  {words}")
     peak = f", {show_bytes(verdict.peak_bytes)} at most" if verdict.peak_bytes else ""
-    print(f"\n{len(verdict.rows) - len(failures)} passed, {len(failures)} failed in {verdict.seconds:.0f} s{peak}")
+    counts = Counter(row["state"] for row in verdict.rows)
+    told = ", ".join(f"{counts[state]} {state}" for state in ("passed", "expected", "not applicable", "failed"))
+    print(f"\n{told} in {verdict.seconds:.0f} s{peak}")
     if failures and verdict.log.strip():
         print(f"\nWhat the method said (the end of it):\n{verdict.log.strip()[-3000:]}")
 

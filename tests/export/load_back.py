@@ -7,11 +7,14 @@ import sys
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPTQConfig
 
 folder, ids, out = sys.argv[1:]
 torch.set_grad_enabled(False)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu").eval()
+about = AutoConfig.from_pretrained(folder).quantization_config
+# The kernel that GPTQModel prefers on a CPU computes in bfloat16; its plain one keeps the model's float32.
+chosen = {"quantization_config": GPTQConfig(about["bits"], backend="torch")} if about["quant_method"] == "gptq" else {}
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu", **chosen).eval()
 tokens = load_file(ids)["ids"]
 logits = torch.cat([model(input_ids=row[None]).logits for row in tokens])
 save_file({"logits": logits.float().contiguous()}, out)
