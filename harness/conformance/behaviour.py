@@ -136,7 +136,7 @@ def nan_is_refused(subject: Subject) -> None:
         module.weight
         for name, module in model.module.named_modules()
         if name.startswith(first.name) and isinstance(getattr(module, "weight", None), torch.Tensor)
-        and module.weight.ndim == 1  # type: ignore[union-attr]
+        and module.weight.ndim == 1
     )  # fmt: skip
     assert isinstance(norm, torch.Tensor)
     norm.data[0] = torch.nan
@@ -158,10 +158,10 @@ def hard_weights(subject: Subject) -> None:
     blocks = model.architecture.blocks
     zero, signed, outlier = blocks[0].linears[0], blocks[0].linears[-1], blocks[1].linears[0]
     with torch.no_grad():
-        weight = {name: model.module.get_submodule(name).weight for name in (zero, signed, outlier)}
-        weight[zero].zero_()  # type: ignore[operator]
-        weight[signed].abs_()  # type: ignore[operator]
-        weight[outlier][0, 0] = 50.0  # type: ignore[index]
+        weight = {name: model.module.get_parameter(f"{name}.weight") for name in (zero, signed, outlier)}
+        weight[zero].zero_()
+        weight[signed].abs_()
+        weight[outlier][0, 0] = 50.0
     try:
         linears = subject.run(model=model).quantized.linears
     except Exception as error:  # whatever it raises is the finding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from harness.conformance.subject import Failed, NotApplicable, Subject
 from harness.errors import HarnessError, Unsupported
@@ -22,8 +23,9 @@ def interface(subject: Subject) -> None:
     To pass: `@register("name")` above `@dataclass(frozen=True)`, a docstring, a literal default for every field,
     `size`, `stride` and `reads`, and no work when it is made.
     """
-    method = subject.method
-    if not dataclasses.is_dataclass(method) or not type(method).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    method: Any = subject.method
+    facts = getattr(type(method), "__dataclass_params__", None)
+    if facts is None or not facts.frozen:
         raise Failed("the class is not a frozen dataclass")
     if not subject.info.summary or subject.info.summary.startswith(f"{type(method).__name__}("):
         raise Failed("the class has no docstring, so no list can say what the method is")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -26,7 +28,7 @@ from harness.models import LoadedModel
 REAL = "smollm2-135m"
 _VOCABULARY = 97
 _SEQUENCES, _LONGEST = 6, 512
-_COMMON = {"vocab_size": _VOCABULARY, "max_position_embeddings": _LONGEST, "initializer_range": 0.1}
+_COMMON: dict[str, Any] = {"vocab_size": _VOCABULARY, "max_position_embeddings": _LONGEST, "initializer_range": 0.1}
 _COMMON |= {"bos_token_id": 1, "eos_token_id": 2, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
 _GATED = _COMMON | {"intermediate_size": 96}
 
@@ -59,7 +61,7 @@ class Case:
 
 def tiny_cases() -> dict[str, Case]:
     """By name; the first is the one that checks which need only one model run on."""
-    return {name: Case(name, lambda name=name: _tiny(name), _random_ids) for name in _configurations()}
+    return {name: Case(name, partial(_tiny, name), _random_ids) for name in _configurations()}
 
 
 def real_case(path: Path) -> Case:

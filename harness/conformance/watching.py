@@ -97,7 +97,7 @@ def process_state() -> dict[str, Any]:
     """
     return {
         "the state of Python's random": hash(random.getstate()),
-        "the state of numpy's global random": hash(np.random.get_state()[1].tobytes()),  # type: ignore[union-attr]
+        "the state of numpy's global random": hash(str(np.random.get_state(legacy=False))),
         "the seed of torch's generator": torch.initial_seed(),
         "torch's default dtype": torch.get_default_dtype(),
         "torch's default device": str(torch.get_default_device()),
