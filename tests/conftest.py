@@ -12,6 +12,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 ENVIRONMENT = dict(os.environ)  # before the tests get a cache of their own
+# Triton's kernels run on CPU tensors here. Its own library is decorated when it is imported, which any test may cause.
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
