@@ -12,4 +12,4 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086  # a list of packages
     DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing
 fi
-[ -f "$1/node_modules/axe-core/axe.min.js" ] || npm install --silent --no-audit --no-fund --prefix "$1" axe-core@4.14.1
+[ -f "$1/node_modules/axe-core/axe.min.js" ] || npm install --loglevel=error --no-audit --no-fund --prefix "$1" axe-core@4.14.1
