@@ -118,9 +118,11 @@ def test_hover_shows_the_cell_and_a_click_opens_it(visit: Visit) -> None:
 
 
 def test_a_permalink_shows_the_same_again(visit: Visit) -> None:
+    from playwright.sync_api import expect
+
     page = visit.open("index.html")
     page.select_option("#group", index=1)
-    page.wait_for_function("document.getElementById('task').options.length === 2")
+    expect(page.locator("#task option")).to_have_count(2)
     page.select_option("#task", index=1)
     page.select_option("#method", "adadim")
     page.locator("#board thead th", has_text="value").click()
