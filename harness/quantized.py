@@ -91,7 +91,7 @@ class QuantizedModel:
         if header["format"] != FORMAT_VERSION:
             raise HarnessError(f"{path.name} has format {header['format']}, not {FORMAT_VERSION}", where=str(path))
         return cls(
-            linears={name: _linear(name, about, tensors) for name, about in header["linears"].items()},
+            linears=_linears_from_tensors(header["linears"], tensors),
             norms={key.removesuffix("|norm"): value for key, value in tensors.items() if key.endswith("|norm")},
             attention={
                 name: AttentionSpec(ActivationSpec(**kv), tensors.get(f"{name}|rotation"))
@@ -148,7 +148,15 @@ def _linears_to_tensors(linears: Mapping[str, QuantizedLinear]) -> tuple[Tensors
     return tensors, described
 
 
-def _linear(name: str, about: dict[str, Any], tensors: Tensors) -> QuantizedLinear:
+def _linears_from_tensors(described: Mapping[str, dict[str, Any]], tensors: Tensors) -> dict[str, QuantizedLinear]:
+    owners = {about["transform"] for about in described.values()} - {None}
+    transforms = {owner: InputTransform.of_tensors(owner, tensors) for owner in owners}  # shared, as they were
+    return {
+        name: _linear(name, about, tensors, transforms.get(about["transform"])) for name, about in described.items()
+    }
+
+
+def _linear(name: str, about: dict[str, Any], tensors: Tensors, transform: InputTransform | None) -> QuantizedLinear:
     scales = tensors[f"{name}|scales"]
     zeros = torch.full(scales.shape, 2 ** (about["bits"] - 1), dtype=torch.uint8)
     if f"{name}|zeros" in tensors:
@@ -162,5 +170,5 @@ def _linear(name: str, about: dict[str, Any], tensors: Tensors) -> QuantizedLine
         axis=about["axis"],
         bias=tensors.get(f"{name}|bias"),
         activation=ActivationSpec(**about["activation"]) if about["activation"] else None,
-        transform=InputTransform.of_tensors(about["transform"], tensors) if about["transform"] else None,
+        transform=transform,
     )

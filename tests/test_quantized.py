@@ -104,3 +104,12 @@ def test_unquantized_size(tiny_model: LoadedModel) -> None:
     bits, size = unquantized_size(tiny_model.module, tiny_model.architecture)
     assert bits == 32
     assert size == 4 * 2 * (64 * 64 * 2 + 32 * 64 * 2 + 3 * 64 * 128)
+
+
+def test_what_was_loaded_can_be_saved_again_and_shares_what_was_shared(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    everything().save(first)
+    loaded = QuantizedModel.load(first)
+    assert loaded.linears["a.q"].transform is loaded.linears["a.k"].transform
+    loaded.save(second)
+    assert first.read_bytes() == second.read_bytes()
