@@ -9,7 +9,7 @@ the embedded ones, position by position, and passes through the quantized blocks
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -21,12 +21,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from harness.architecture import Architecture, Block
-from harness.attention import AttentionSpec, set_spec
+from harness.attention import AttentionSpec
 from harness.hessian import Hessian
 from harness.linear import QuantizedLinear
 from harness.method import QuantizedWindow, StreamName
 from harness.quantizer import ActivationSpec, simulate_tokens
 from harness.simulation import simulate
+from harness.standins import forward_of, replaced, standing_in
 from harness.transform import InputTransform
 
 CHUNK_TOKENS = 2048
@@ -70,39 +71,13 @@ class Runner:
         output = self.modules[block.name](hidden, **self.arguments[block.name])
         return output[0] if block.returns_tuple else output  # type: ignore[no-any-return]
 
-    @contextmanager
-    def installed(self, part: QuantizedWindow, blocks: Iterable[Block]) -> Iterator[None]:
+    def installed(self, part: QuantizedWindow, blocks: Iterable[Block]) -> AbstractContextManager[None]:
         """Within, the linears, norms and attention of ``part`` stand in for the model's own."""
-        shared = [group for block in blocks for group in block.shared_inputs]
-        with ExitStack() as stack:
-            stack.enter_context(self.replaced(simulate(part.linears, shared, self.dtype)))
-            for name, value in part.norms.items():
-                stack.enter_context(self._revalued(name, value))
-            for name, spec in part.attention.items():
-                stack.callback(set_spec, self.modules[name], set_spec(self.modules[name], spec))
-            yield
+        return standing_in(self.modules, part, blocks, self.dtype)
 
-    @contextmanager
-    def replaced(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    def replaced(self, modules: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
         """Within, ``modules`` stand in for the model's own of those names."""
-        with ExitStack() as stack:
-            for name, module in modules.items():
-                parent_name, _, child = name.rpartition(".")
-                parent = self.modules[parent_name]
-                stack.callback(setattr, parent, child, getattr(parent, child))
-                setattr(parent, child, module)
-            yield
-
-    @contextmanager
-    def _revalued(self, name: str, value: torch.Tensor) -> Iterator[None]:
-        owner, _, child = name.rpartition(".")
-        parameter = getattr(self.modules[owner], child)
-        original = parameter.data
-        parameter.data = value.to(original)
-        try:
-            yield
-        finally:
-            parameter.data = original
+        return replaced(self.modules, modules)
 
 
 @dataclass(frozen=True)
@@ -201,7 +176,7 @@ class Window:
         walkers = [_Walker(self, stream, {} if stream is untouched else attention) for stream in streams]
         with ExitStack() as stack:
             for name, linear in self.linears.items():
-                stack.enter_context(_forward_of(linear, partial(_gate, name, linear.forward)))
+                stack.enter_context(forward_of(linear, partial(_gate, name, linear.forward)))
             for walker in walkers:
                 stack.callback(walker.stop)
             for names in (*self.shared_inputs, ()):
@@ -311,16 +286,6 @@ def _gate(name: str, plain: Callable[[torch.Tensor], torch.Tensor], x: torch.Ten
     return plain(x) if stand_in is None else stand_in(x)
 
 
-@contextmanager
-def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within, ``module`` is computed by ``forward``; its parameters stay in sight."""
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-
-
 def relative_error(weight: Float[torch.Tensor, "out in"], approximation: Float[torch.Tensor, "out in"]) -> float:
     """‖W − Ŵ‖² / ‖W‖²."""
     weight = weight.float()
@@ -420,5 +385,5 @@ def _handing_on(block: Block, module: nn.Module, capture: _Capture, *, first: bo
             capture.hidden = hidden_states
         return (hidden_states,) if block.returns_tuple else hidden_states
 
-    with _forward_of(module, forward):
+    with forward_of(module, forward):
         yield
