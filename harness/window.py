@@ -39,7 +39,11 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class Stream:
     """Hidden states at the start of a window, in chunks [sequences, length, hidden]."""
 
-    chunks: list[Float[torch.Tensor, "_n t hidden"]]
+    chunks: Sequence[Float[torch.Tensor, "_n t hidden"]]
+
+
+Keep = Callable[[Iterable[torch.Tensor]], Sequence[torch.Tensor]]
+"""Takes chunks as they are computed, and keeps them in memory or elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -236,8 +240,7 @@ class _Walker:
         self.window, self.attention = window, attention
         self.firsts = {group[0] for group in window.shared_inputs}
         self.stand_ins: dict[str, nn.Module] = {}
-        self.shapes = [chunk.shape[:2] for chunk in stream.chunks]
-        self.forwards = [_Forward(self, chunk) for chunk in stream.chunks]
+        self.forwards = [_Forward(self, stream, i) for i in range(len(stream.chunks))]
 
     def advance(self, names: tuple[str, ...]) -> SharedInput:
         """Run every chunk to the shared input ``names``, or to the end."""
@@ -248,7 +251,8 @@ class _Walker:
             raise RuntimeError(f"linears ran in another order: {arrivals[0][0]!r} came where {expected!r} was due")
         # Some architectures flatten sequences and tokens before some linears.
         chunks = [
-            x.unflatten(0, shape) if x.ndim == 2 else x for shape, (_, x) in zip(self.shapes, arrivals, strict=True)
+            x.unflatten(0, forward.shape) if x.ndim == 2 else x
+            for forward, (_, x) in zip(self.forwards, arrivals, strict=True)
         ]
         return SharedInput(names, chunks, self.window.runner, self.stand_ins)
 
@@ -263,13 +267,14 @@ class _Walker:
 class _Forward(greenlet):  # type: ignore[misc]
     """A forward pass of one chunk through a window."""
 
-    def __init__(self, walker: _Walker, chunk: torch.Tensor) -> None:
+    def __init__(self, walker: _Walker, stream: Stream, index: int) -> None:
         super().__init__()
-        self.walker, self.chunk = walker, chunk
+        self.walker, self.stream, self.index = walker, stream, index
+        self.shape = torch.Size()
 
     def run(self) -> tuple[str, torch.Tensor]:
-        chunk = self.chunk
-        del self.chunk  # hidden states of passed blocks are not kept
+        chunk = self.stream.chunks[self.index]
+        self.shape = chunk.shape[:2]
         for block in self.walker.window.blocks:
             chunk = self.walker.window.runner.block(block, chunk)
         return "", chunk
@@ -298,6 +303,7 @@ class Streams:
 
     runner: Runner
     streams: dict[StreamName, Stream]
+    keep: Keep = list
     _ahead: dict[str, Stream] = field(default_factory=dict)  # the full-precision stream behind blocks already run
 
     def full_precision_behind(self, blocks: Sequence[Block]) -> Stream:
@@ -313,7 +319,7 @@ class Streams:
         """Push the full-precision stream through ``blocks`` as they are, the others as ``part`` leaves them."""
         for name, stream in self.streams.items():
             if name in part.outputs:
-                self.streams[name] = part.outputs[name]
+                self.streams[name] = Stream(self.keep(part.outputs[name].chunks))
             elif name == "full_precision":
                 self.streams[name] = self.full_precision_behind(blocks)
             else:
@@ -323,12 +329,12 @@ class Streams:
             self._ahead.pop(block.name, None)
 
     def _through(self, blocks: Sequence[Block], stream: Stream) -> Stream:
-        chunks = []
-        for chunk in stream.chunks:
+        def passed(chunk: torch.Tensor) -> torch.Tensor:
             for block in blocks:
                 chunk = self.runner.block(block, chunk)
-            chunks.append(chunk)
-        return Stream(chunks)
+            return chunk
+
+        return Stream(self.keep(passed(chunk) for chunk in stream.chunks))
 
 
 @dataclass
@@ -348,6 +354,7 @@ def open_streams(
     architecture: Architecture,
     calibration: Int64[torch.Tensor, "n length"],
     reads: frozenset[StreamName] = frozenset({"full_precision", "quantized"}),
+    keep: Keep = list,
 ) -> Streams:
     """The streams ``reads`` at the first block: the embedded calibration text, and each block's own arguments.
 
@@ -363,16 +370,13 @@ def open_streams(
         # One sequence alone: arguments made for a batch of one broadcast to any batch.
         capture.embed(model, calibration[:1])
         arguments = dict(capture.arguments)
-        chunks = [capture.embed(model, chunk) for chunk in calibration.split(per_chunk)]
-    mean = torch.stack([chunk.sum(dim=0, keepdim=True, dtype=torch.float32) for chunk in chunks]).sum(dim=0)
-    streams: dict[StreamName, Stream] = {
-        "full_precision": Stream(chunks),
-        "quantized": Stream(list(chunks)),
-        "mean": Stream([(mean / len(calibration)).to(chunks[0].dtype)]),
-    }
-    return Streams(
-        Runner(modules, arguments, model.dtype, sample), {name: s for name, s in streams.items() if name in reads}
-    )
+        chunks = keep(capture.embed(model, chunk) for chunk in calibration.split(per_chunk))
+    streams: dict[StreamName, Stream] = {"full_precision": Stream(chunks), "quantized": Stream(chunks)}
+    streams = {name: stream for name, stream in streams.items() if name in reads}
+    if "mean" in reads:
+        mean = torch.stack([chunk.sum(dim=0, keepdim=True, dtype=torch.float32) for chunk in chunks]).sum(dim=0)
+        streams["mean"] = Stream([(mean / len(calibration)).to(model.dtype)])
+    return Streams(Runner(modules, arguments, model.dtype, sample), streams, keep)
 
 
 @contextmanager
