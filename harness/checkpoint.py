@@ -51,6 +51,11 @@ class Checkpoint:
             if len(info.shape) == 2 and name.endswith(".weight") and _BLOCK.search(name)
         }
 
+    def block_of(self, name: str) -> str | None:
+        """The decoder block that the tensor ``name`` lies in, told by the first number in its name."""
+        found = _BLOCK.search(name)
+        return name[: found.end() - 1] if found else None
+
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """Everything that decides what the model computes, in a fixed order."""

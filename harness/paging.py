@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from harness.architecture import Architecture, Block
 from harness.attention import allow_quantized_attention
+from harness.quantized import QuantizedModel
 from harness.quantizedfile import QuantizedFile
 from harness.spill import Shelf, TensorFile
 from harness.standins import standing_in
@@ -62,11 +63,8 @@ class InMemory:
             watch(done, len(passes))
 
     def quantize(self, file: QuantizedFile, architecture: Architecture) -> None:
-        modules = dict(self._module.named_modules())
-        for block in architecture.blocks:
-            stack = ExitStack()
-            stack.enter_context(_quantized(self._module, modules, file, block))
-            stack.pop_all()  # for good
+        for block in architecture.blocks:  # one after the other: codes take a quarter of what they stand for
+            QuantizedModel().joined(file.part([f"{block.name}."])).install(self._module, architecture)
 
 
 class Paged:
@@ -156,7 +154,10 @@ class Paged:
                     stack.enter_context(self._present(name))
             if self._quantized is not None:
                 file, blocks = self._quantized
-                stack.enter_context(_quantized(self._module, self._modules, file, blocks[block]))
+                part = file.part([f"{block}."])
+                if part.attention:
+                    allow_quantized_attention(self._module)
+                stack.enter_context(standing_in(self._modules, part, [blocks[block]], self._module.dtype))
             return stack.pop_all()
 
     @contextmanager
@@ -198,14 +199,3 @@ class _Pass(greenlet):  # type: ignore[misc]
         """Unwind it, if it has not ended."""
         if self and not self.dead:
             self.throw()
-
-
-@contextmanager
-def _quantized(
-    module: PreTrainedModel, modules: Mapping[str, nn.Module], file: QuantizedFile, block: Block
-) -> Iterator[None]:
-    part = file.part([f"{block.name}."])
-    if part.attention:
-        allow_quantized_attention(module)
-    with standing_in(modules, part, [block], module.dtype):
-        yield

@@ -15,5 +15,10 @@ class Placement:
     spill: Path | None = None
     """A folder for hidden states that wait for a block; None: they wait in memory."""
 
+    @classmethod
+    def named(cls, name: str, folder: Path) -> Placement:
+        """One of :data:`harness.memory.PLACEMENTS`; ``folder`` takes what is spilled."""
+        return cls(paged=name != "in memory", spill=folder if name == "spilled" else None)
+
 
 IN_MEMORY = Placement()

@@ -40,6 +40,21 @@ _KINDS = {"bool": "a boolean", "int": "an integer", "float": "a number", "str": 
 
 
 @dataclass(frozen=True)
+class Workspace:
+    """What a method holds at most beside the weights of its window; a class says it as ``workspace = {…}``.
+
+    The defaults are those of a method that does not say: high.
+    """
+
+    weights: float = 6.0
+    """Float32 copies of the window's weights."""
+    squares: float = 8.0
+    """Float32 matrices as wide and high as the widest linear has inputs: Hessians, their factors."""
+    streams: int = 2
+    """Calibration streams that it walks; 0: it looks at none."""
+
+
+@dataclass(frozen=True)
 class MethodInfo:
     """What can be known of a method without running it."""
 
@@ -53,6 +68,7 @@ class MethodInfo:
     class_name: str = ""
     module: str = ""
     """What to import; empty for a file that belongs to no package."""
+    workspace: Workspace = Workspace()
     broken: str | None = None
     """Why the file cannot be used, as ``file:line: reason``."""
 
@@ -207,9 +223,10 @@ def _read(path: Path, module: str = "") -> Iterator[MethodInfo]:
         summary = (ast.get_docstring(node) or "").strip().split("\n\n")[0].replace("\n", " ")
         try:
             options = tuple(_options(node))
-            yield MethodInfo(name, summary, options, str(path), digest, node.name, module)
+            yield MethodInfo(name, summary, options, str(path), digest, node.name, module, _workspace(node))
         except _NotAnOption as error:
-            yield MethodInfo(name, summary, (), str(path), digest, node.name, module, f"{path}:{error}")
+            broken = f"{path}:{error}"
+            yield MethodInfo(name, summary, (), str(path), digest, node.name, module, broken=broken)
 
 
 def _whole_package(path: Path) -> bytes:
@@ -224,6 +241,24 @@ def _registered_name(node: ast.stmt) -> str | None:
                 case [ast.Constant(value=str(name))]:
                     return name
     return None
+
+
+def _workspace(node: ast.ClassDef) -> Workspace:
+    for statement in node.body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id="workspace"), value=ast.expr() as value):
+                said = value
+            case ast.Assign(targets=[ast.Name(id="workspace")], value=value):
+                said = value
+            case _:
+                continue
+        try:
+            return Workspace(**ast.literal_eval(said))
+        except (ValueError, TypeError):
+            raise _NotAnOption(
+                f"{statement.lineno}: workspace is not a dictionary of {', '.join(Workspace.__dataclass_fields__)}"
+            ) from None
+    return Workspace()
 
 
 class _NotAnOption(Exception):

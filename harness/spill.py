@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ class TensorFile:
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as the object)
+        weakref.finalize(self, self._file.close)
         self._end = 0
 
     def append(self, tensor: torch.Tensor) -> int:
@@ -28,7 +30,8 @@ class TensorFile:
 
     def write(self, start: int, tensor: torch.Tensor) -> None:
         """Write ``tensor`` in place of what lies at ``start``."""
-        view = _bytes_of(tensor.detach().cpu().contiguous())
+        whole = tensor.detach().cpu().contiguous()  # in a variable: a view does not keep it alive
+        view = _bytes_of(whole)
         while view:
             written = os.pwrite(self._file.fileno(), view, start)
             start, view = start + written, view[written:]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import harness
-from harness import artifacts, atomic, processes
+from harness import artifacts, atomic, memory, processes
 from harness.cells import Cell
 from harness.endings import Ending, classify, resumes
 from harness.errors import BadOutput, Infrastructure
@@ -106,10 +106,12 @@ class Supervisor:
             return
 
     def _run_due(self) -> int | None:
+        due = [cell for cell in self._asked if self._is_due(cell)]
+        placements = memory.place(due, self._limits)
         pool = Pool(self._limits, self._heard)
-        if due := sum(map(self._is_due, self._asked)):
-            self._watcher.due(due)
-        for command, ending in pool.run(self._commands()):
+        if due:
+            self._watcher.due(len(due))
+        for command, ending in pool.run(self._commands(due, placements)):
             cell = self._by_id[command.name]
             status = self._conclude(cell, ending)
             if status == "infra":
@@ -120,19 +122,20 @@ class Supervisor:
                 )
         return pool.interrupted_by
 
-    def _commands(self) -> Iterator[Command]:
-        """The cells that are due, each made ready when its turn comes."""
-        for cell in self._asked:
-            if not self._is_due(cell):
-                continue
+    def _commands(self, due: Sequence[Cell], placements: Mapping[str, str]) -> Iterator[Command]:
+        """Of the cells that are due, each made ready when its turn comes."""
+        for cell in due:
             self._claim.check()
             folder = self._folder.cell(cell.id)
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.end.unlink(missing_ok=True)
             attempt = self._attempts(cell) + 1
-            atomic.write_json(
-                folder.cell, {"cell": cell.to_json(), "attempt": attempt, "threads": self._limits.threads}
-            )
+            atomic.write_json(folder.cell, {
+                "cell": cell.to_json(),
+                "attempt": attempt,
+                "threads": self._limits.threads,
+                "placement": placements[cell.id],
+            })  # fmt: skip
             self._watcher.started(cell.id, _title(cell))
             words = (sys.executable, "-P", "-m", "harness.worker", str(folder.path))
             yield Command(cell.id, words, worker_environment(self._folder, self._limits), folder.log.resolve())

@@ -134,7 +134,7 @@ def test_heads_that_do_more_than_multiply_are_found_out(architecture, config, pl
             parameter.mul_(10)
     ids = torch.randint(3, 500, (1, 100))
     assert head_is_all(module, ids[:, :16]) is plain
-    scores = score_windows(module, ids, None, lambda *_: None)
+    scores = score_windows(LoadedModel(module, None, "small", Path()), ids, None, lambda *_: None)
     with torch.no_grad():
         expected = F.cross_entropy(module(ids).logits[0, :-1], ids[0, 1:], reduction="sum").item()
     assert scores.nll[0] == pytest.approx(expected, rel=1e-5)
