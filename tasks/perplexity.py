@@ -185,13 +185,15 @@ def head_is_all(module: PreTrainedModel, probe: Int[torch.Tensor, "1 tokens"]) -
     head = module.get_output_embeddings()
     if head is None or module.base_model is module:
         return False
-    outputs: list[Any] = []
-    hook = module.base_model.register_forward_hook(lambda _, __, output: outputs.append(output))
+    probe, hidden = probe.to(module.device), list[torch.Tensor]()
+    hook = module.base_model.register_forward_hook(lambda _, __, output: hidden.append(output[0]))
     try:
-        logits = module(probe.to(module.device), use_cache=False).logits
+        logits = module(probe, use_cache=False).logits
     finally:
         hook.remove()
-    return len(outputs) == 1 and torch.equal(head(outputs[0][0]), logits)
+    if not hidden:  # the model reaches into its base
+        hidden.append(module.base_model(probe, use_cache=False)[0])
+    return torch.equal(head(hidden[0]), logits)
 
 
 def _states(

@@ -42,7 +42,7 @@ def one_by_one(module, wanted):
 
 def check(scorer, wanted, tolerance=1e-4):
     answers = scorer.score(wanted, lambda _: None)
-    expected = one_by_one(scorer.module, wanted)
+    expected = one_by_one(scorer.model.module, wanted)
     assert [greedy for _, greedy in answers] == [greedy for _, greedy in expected]
     for (likelihood, _), (alone, _) in zip(answers, expected, strict=True):
         assert likelihood == pytest.approx(alone, abs=tolerance)
