@@ -66,6 +66,7 @@ class AdaDim:
 
     size: ClassVar[int] = 1
     stride: ClassVar[int] = 1
+    workspace: ClassVar[dict[str, float]] = {"weights": 4.0, "squares": 7.0, "streams": 2}
 
     @property
     def reads(self) -> frozenset[StreamName]:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -104,6 +104,8 @@ class CBQ:
     """a window that is no better than its initialization on the sequences held out keeps the initialization"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the products of matrices in training; auto: bfloat16 where the machine multiplies it faster"""
+
+    workspace: ClassVar[dict[str, float]] = {"weights": 8.0, "squares": 5.0, "streams": 3}
 
     @property
     def reads(self) -> frozenset[StreamName]:

@@ -85,6 +85,7 @@ class DuQuant:
 
     size: ClassVar[int] = 1
     stride: ClassVar[int] = 1
+    workspace: ClassVar[dict[str, float]] = {"weights": 4.0, "squares": 5.0, "streams": 3}
 
     @property
     def walked(self) -> tuple[StreamName, ...]:

@@ -69,6 +69,7 @@ class GPTQ:
 
     size: ClassVar[int] = 1
     stride: ClassVar[int] = 1
+    workspace: ClassVar[dict[str, float]] = {"weights": 2.5, "squares": 5.0, "streams": 2}
 
     @property
     def reads(self) -> frozenset[StreamName]:

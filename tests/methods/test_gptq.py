@@ -183,10 +183,10 @@ def test_error_is_below_babais_bound_where_nothing_is_clipped() -> None:
     wide = find_grid(weight * 3, format)
     problem = factorize(h, 0.01, where="layer", allow_rtn_fallback=False)
     order = torch.arange(64)
-    factor = problem.factor(order)
-    codes = solve_columns(weight, factor, order, StaticLevels(weight, wide, order), 128)
+    codes = solve_columns(weight, problem.factor(order), order, StaticLevels(weight, wide, order), 128)
     assert int(codes.min()) > 0 and int(codes.max()) < 15
-    bound = ((wide.scales.float() / 2).square() / factor.diagonal().square()).sum() / 512
+    diagonal = torch.linalg.cholesky(torch.linalg.inv(problem.hessian), upper=True).diagonal()
+    bound = ((wide.scales.float() / 2).square() / diagonal.square()).sum() / 512
     assert float(problem.error(weight - decode(codes, wide)).sum()) <= float(bound)
 
 
