@@ -62,6 +62,7 @@ def test_more_room_is_never_used_worse(cell: Cell) -> None:
 
 def test_each_cell_gets_the_fastest_placement_that_fits(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_size_of", lambda _: size(32))
+    cell = replace(cell, calibration="pydoc:512x2048")
     options = memory.possible(cell)
     for placement, needed in options.items():
         assert memory.place([cell], Limits(memory_bytes=needed)) == {cell.id: placement}
