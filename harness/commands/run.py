@@ -76,13 +76,14 @@ def run(
 def _run(draft: Any, asked: Any, path: Path, *, retry: bool, report: bool) -> None:
     from harness import flags, livereport, results, running, tables
     from harness.display import watching
+    from harness.pool import Interrupted
     from harness.runfolder import RunFolder
 
     limits = running.limits_of(asked)
     with watching() as shown, livereport.reporting(shown, path) if report else nullcontext(shown) as watcher:
         try:
             outcome = running.run(draft, asked, RunFolder(path), limits, watcher, retry=retry)
-        except running.Interrupted as stop:
+        except Interrupted as stop:
             raise typer.Exit(SIGNALLED + stop.signal) from None
     found = results.load(path)
     show(tables.score_grids(found), markdown=False)
