@@ -64,6 +64,14 @@ class _Child:
         return list(found.values())
 
 
+class Interrupted(Exception):
+    """A signal arrived before the children were done."""
+
+    def __init__(self, signal: int) -> None:
+        self.signal = signal
+        super().__init__(f"stopped by signal {signal}")
+
+
 class Pool:
     """``jobs`` children at a time, within the limits. ``on_event`` gets what they say, as it comes."""
 

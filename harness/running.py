@@ -17,7 +17,7 @@ from harness.errors import HarnessError, Infrastructure, Problems
 from harness.limits import Limits, parse_bytes, processors
 from harness.plan import Draft, complete
 from harness.planfile import ModelFacts, Plan, grown, read_plan, refuse_other_terms, write_plan
-from harness.pool import Command, Pool
+from harness.pool import Command, Interrupted, Pool
 from harness.presets import ModelSource
 from harness.request import Request
 from harness.runfolder import RunFolder
@@ -31,14 +31,6 @@ class Outcome:
 
     cells: tuple[Cell, ...]
     signal: int | None
-
-
-class Interrupted(Exception):
-    """A signal arrived while the cells were being prepared."""
-
-    def __init__(self, signal: int) -> None:
-        self.signal = signal
-        super().__init__(f"stopped by signal {signal}")
 
 
 def run(draft: Draft, request: Request, folder: RunFolder, limits: Limits, watcher: Watcher, *, retry: bool) -> Outcome:

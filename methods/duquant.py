@@ -26,6 +26,8 @@ from harness.window import SharedInput, Stream, Window, relative_error
 
 SMALLEST_MAXIMUM = 1e-5  # of activations and of weights, before smoothing scales are computed from them
 SMALLEST_SMOOTHING = 1e-2
+AUTHORS_WEIGHT_CLIP = 0.8  # all their published results are of 4 bits
+AUTHORS_MOST_BITS = 4
 Codes = tuple[torch.Tensor, Grid]
 
 
@@ -66,8 +68,9 @@ class DuQuant:
     ones (the authors' code); or on all tokens"""
     activation_clip: float = 0.9
     """the fraction of each token's range that is kept"""
-    weight_clip: float = 0.8
-    """the fraction of each weight group's range that is kept, where it is not searched for"""
+    weight_clip: float | None = None
+    """the fraction of each weight group's range that is kept, where it is not searched for: none for 0.8 (the authors'
+    code) up to 4 bits, and for all of it at 8, where cutting a range off costs more than rounding does"""
     clip_search: bool | None = None
     """search for the clipping of weights with the least error: true, false, or none for at 2 bits only"""
     weights: Literal["rtn", "gptq"] = "gptq"
@@ -289,7 +292,13 @@ class DuQuant:
     def format(self, setting: Setting) -> WeightFormat:
         """Of the weights: a fixed clipping, or one that is searched for."""
         format = WeightFormat.of(setting).searched(self.clip_search)
-        return format if format.clip_search else replace(format, clip=self.weight_clip)
+        return format if format.clip_search else replace(format, clip=self.kept_range(setting.weight_bits))
+
+    def kept_range(self, bits: int) -> float:
+        """The fraction of a weight group's range that codes of ``bits`` are spread over."""
+        if self.weight_clip is not None:
+            return self.weight_clip
+        return AUTHORS_WEIGHT_CLIP if bits <= AUTHORS_MOST_BITS else 1.0
 
 
 def smoothing_scale(

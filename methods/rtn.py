@@ -33,11 +33,15 @@ class RTN:
         return "rtn quantizes weights: choose W2 to W8" if setting.weight_bits == UNQUANTIZED else None
 
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
-        format = WeightFormat.of(setting).searched(self.clip_search)
-        linears, report = {}, list[Report]()
-        for name, linear in window.linears.items():
-            start = time.monotonic()
-            linears[name] = round_to_nearest(linear.weight, setting, bias=linear.bias, format=format)
-            error = relative_error(linear.weight, linears[name].weight())
-            report.append({"layer": name, "weight_error": error, "seconds": time.monotonic() - start})
-        return QuantizedWindow(linears, report=tuple(report))
+        return rounded(window, setting, WeightFormat.of(setting).searched(self.clip_search))
+
+
+def rounded(window: Window, setting: Setting, format: WeightFormat) -> QuantizedWindow:
+    """Every linear of the window rounded to nearest on the grid of ``format``, and its report."""
+    linears, report = {}, list[Report]()
+    for name, linear in window.linears.items():
+        start = time.monotonic()
+        linears[name] = round_to_nearest(linear.weight, setting, bias=linear.bias, format=format)
+        error = relative_error(linear.weight, linears[name].weight())
+        report.append({"layer": name, "weight_error": error, "seconds": time.monotonic() - start})
+    return QuantizedWindow(linears, report=tuple(report))

@@ -8,7 +8,7 @@ import torch
 
 from harness.composition import chain
 from harness.conformance.models import tiny_cases
-from harness.conformance.running import check_method
+from harness.conformance.running import check_methods
 from harness.conformance.subject import Subject
 from harness.linear import round_to_nearest
 from harness.methods.rtn import RTN
@@ -74,7 +74,7 @@ def test_linears_that_share_an_input_share_its_transform() -> None:
 
 def test_the_example_passes_conformance() -> None:
     """In a process of its own: the type checker of these tests draws from Python's random numbers."""
-    verdict = check_method(str(EXAMPLE))
+    (verdict,) = check_methods([str(EXAMPLE)])
     assert verdict.passed, [row for row in verdict.rows if row["state"] == "failed"]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.conformance.running import Verdict, check_method
+from harness.conformance.running import Verdict, check_methods
 from harness.errors import HarnessError
-from harness.limits import Limits, parse_bytes, show_bytes
+from harness.limits import Limits, show_bytes
 from harness.presets import resolve_model
 from harness.registry import describe_methods, find_method
 from harness.specs import Spec, bind
@@ -20,23 +20,21 @@ _REAL = "smollm2-135m"
 _WORST_FIRST = ("failed", "expected", "passed", "not applicable")
 
 
-def examine(method: str, *, full: bool, timeout_seconds: float, memory: str) -> tuple[bool, int | None]:
-    """Run the suite and print what it finds. Returns whether anything failed, and the signal that stopped it, if one.
+def examine(methods: Sequence[str], *, full: bool, limits: Limits) -> bool:
+    """Run the suite on each method and print what it finds. Returns whether all passed.
 
-    Raises HarnessError for an unknown method or option, before anything heavy is imported.
+    Raises HarnessError for an unknown method or option, before anything heavy is imported, and Interrupted.
     """
-    spec = Spec.parse(method)
-    info = find_method(spec.name, describe_methods())
-    bind(info.options, Spec(info.name, spec.options))
-    verdict = check_method(
-        method,
-        real=_real_model() if full else None,
-        limits=Limits(timeout_seconds=timeout_seconds, memory_bytes=parse_bytes(memory)),
-        on_row=_say,
-    )
-    if verdict.interrupted_by is None:
+    known = describe_methods()
+    for method in methods:
+        spec = Spec.parse(method)
+        info = find_method(spec.name, known)
+        bind(info.options, Spec(info.name, spec.options))
+    passed = []
+    for verdict in check_methods(methods, real=_real_model() if full else None, limits=limits, on_event=_say):
         _print(verdict)
-    return not verdict.passed, verdict.interrupted_by
+        passed.append(verdict.passed)
+    return all(passed)
 
 
 def _real_model() -> Path:
@@ -46,12 +44,13 @@ def _real_model() -> Path:
     return path
 
 
-def _say(row: Mapping[str, Any]) -> None:
-    if sys.stderr.isatty():
-        print(f"{row['state']}: {row['check']} on {row['model'] or 'no model'}", file=sys.stderr)
+def _say(method: str, event: Mapping[str, Any]) -> None:
+    if event.get("event") == "outcome" and sys.stderr.isatty():
+        print(f"{method}: {event['state']} {event['check']} on {event['model']}", file=sys.stderr)
 
 
 def _print(verdict: Verdict) -> None:
+    print(f"{verdict.method}\n")
     checks: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in verdict.rows:
         checks[row["check"]].append(row)
@@ -70,9 +69,9 @@ def _print(verdict: Verdict) -> None:
     peak = f", {show_bytes(verdict.peak_bytes)} at most" if verdict.peak_bytes else ""
     counts = Counter(row["state"] for row in verdict.rows)
     told = ", ".join(f"{counts[state]} {state}" for state in ("passed", "expected", "not applicable", "failed"))
-    print(f"\n{told} in {verdict.seconds:.0f} s{peak}")
+    print(f"\n{told} in {verdict.seconds:.0f} s{peak}\n", flush=True)
     if failures and verdict.log.strip():
-        print(f"\nWhat the method said (the end of it):\n{verdict.log.strip()[-3000:]}")
+        print(f"What {verdict.method} said (the end of it):\n{verdict.log.strip()[-3000:]}\n", flush=True)
 
 
 def _about(check: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""``harness methods check``: the suite in a process of its own, under a deadline and a limit of memory.
+"""``harness methods check``: the suite in a process of its own for each method, under a deadline and a limit of memory.
 
 Nothing here imports torch. A method that hangs, eats the memory, crashes or leaves takes its own process down; what it
 was being asked is then told as failed, with how the process ended.
@@ -10,77 +10,96 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.endings import classify
+from harness.endings import Ending, classify
 from harness.limits import Limits
-from harness.pool import Command, Pool
+from harness.pool import Command, Interrupted, Pool
 from harness.runfolder import RunFolder
 from harness.supervisor import child_environment
 
 
 @dataclass
 class Verdict:
-    """What a suite found, as it comes in."""
+    """What the suite found about a method, as it comes in."""
 
+    method: str
     rows: list[Mapping[str, Any]] = field(default_factory=list)
     """check, model, state, message, seconds."""
     peak_bytes: int | None = None
     seconds: float = 0.0
-    interrupted_by: int | None = None
     log: str = ""
+    asking: tuple[str, str] = ("interface", "")
+    """The check that is running, and the model."""
+    concluded: bool = False
 
     @property
     def passed(self) -> bool:
         return bool(self.rows) and all(row["state"] != "failed" for row in self.rows)
 
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Note what the process said."""
+        match event:
+            case {"event": "begin", "check": check, "model": model}:
+                self.asking = (check, model)
+            case {"event": "outcome", **row}:
+                self.rows.append(row)
+            case {"event": "broken", "message": message}:
+                self.concluded = True
+                self._fail(*self.asking, message)
+            case {"event": "end", "unexpected": unexpected, "peak_bytes": peak}:
+                self.concluded, self.peak_bytes = True, peak
+                for check in unexpected:
+                    self._fail(
+                        check, "", "declared an expected failure, and passes on every model: take it off the list"
+                    )
 
-def check_method(
-    method: str,
+    def close(self, ending: Ending, log: Path) -> None:
+        """Note how the process ended."""
+        self.seconds, self.peak_bytes = ending.seconds, self.peak_bytes or ending.peak_bytes
+        self.log = log.read_text(errors="replace") if log.is_file() else ""
+        if not self.concluded:
+            self._fail(*self.asking, "{}: {}".format(*classify(ending, None)))
+
+    def _fail(self, check: str, model: str, message: str) -> None:
+        self.rows.append({"check": check, "model": model, "state": "failed", "message": message, "seconds": 0.0})
+
+
+def check_methods(
+    methods: Sequence[str],
     *,
     real: Path | None = None,
     limits: Limits | None = None,
-    on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
-) -> Verdict:
-    """Examine ``method`` (a name or a file, with options) on five tiny models, and on the checkpoint ``real``."""
-    verdict, running, ended = Verdict(), {"check": "interface", "model": ""}, False
+    on_event: Callable[[str, Mapping[str, Any]], None] = lambda method, event: None,
+) -> Iterator[Verdict]:
+    """Examine ``methods`` (names or files, with options) on five tiny models, and on the checkpoint ``real``.
 
-    def add(row: Mapping[str, Any]) -> None:
-        verdict.rows.append(row)
-        on_row(row)
+    As many at a time as ``limits`` has jobs; verdicts come as they are reached. Raises Interrupted.
+    """
+    verdicts = {method: Verdict(method) for method in methods}
 
-    def failed(check: str, model: str, message: str) -> None:
-        add({"check": check, "model": model, "state": "failed", "message": message, "seconds": 0.0})
-
-    def heard(_: Command, event: Mapping[str, Any]) -> None:
-        nonlocal ended
-        match event:
-            case {"event": "begin", "check": check, "model": model}:
-                running.update(check=check, model=model)
-            case {"event": "outcome", **row}:
-                add(row)
-            case {"event": "broken", "message": message}:
-                ended = True
-                failed(running["check"], running["model"], message)
-            case {"event": "end", "unexpected": unexpected, "peak_bytes": peak}:
-                ended, verdict.peak_bytes = True, peak
-                for check in unexpected:
-                    failed(check, "", "declared an expected failure, and passes on every model: take it off the list")
+    def heard(command: Command, event: Mapping[str, Any]) -> None:
+        verdicts[command.name].hear(event)
+        on_event(command.name, event)
 
     with tempfile.TemporaryDirectory() as folder:
-        question, log = Path(folder, "question.json"), Path(folder, "log")
-        question.write_text(json.dumps({"method": method, "real": str(real) if real else None}))
-        words = (sys.executable, "-P", "-m", "harness.conformance.child", str(question))
         environment = {**os.environ, **child_environment(RunFolder(Path(folder)))}
         pool = Pool(limits or Limits(), heard)
-        for _, ending in pool.run([Command(method, words, environment, log)]):
-            verdict.seconds, verdict.peak_bytes = ending.seconds, verdict.peak_bytes or ending.peak_bytes
-            if not ended and pool.interrupted_by is None:
-                status, reason = classify(ending, None)
-                failed(running["check"], running["model"], f"{status}: {reason}")
-        verdict.interrupted_by = pool.interrupted_by
-        verdict.log = log.read_text(errors="replace") if log.is_file() else ""
-    return verdict
+        commands = [_command(Path(folder, str(i)), method, real, environment) for i, method in enumerate(verdicts)]
+        for command, ending in pool.run(commands):
+            if pool.interrupted_by is None:
+                verdicts[command.name].close(ending, command.log)
+                yield verdicts[command.name]
+        if pool.interrupted_by is not None:
+            raise Interrupted(pool.interrupted_by)
+
+
+def _command(folder: Path, method: str, real: Path | None, environment: Mapping[str, str]) -> Command:
+    folder.mkdir()
+    question = folder / "question.json"
+    question.write_text(json.dumps({"method": method, "real": str(real) if real else None}))
+    words = (sys.executable, "-P", "-m", "harness.conformance.child", str(question))
+    return Command(method, words, environment, folder / "log")

@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from harness.linear import round_to_nearest
 from harness.method import QuantizedWindow, register
-from harness.methods.rtn import RTN
+from harness.methods.rtn import RTN, rounded
 from harness.quantizer import WeightFormat
 from harness.settings import Setting
 from harness.window import Window
@@ -32,9 +31,4 @@ class HandsOnFullPrecision:
             torch.sigmoid(1e4 * (window.quantized.chunks[0] - window.full_precision.chunks[0]).sum())
         )
         format = replace(WeightFormat.of(setting), clip=clip)
-        linears = {
-            name: round_to_nearest(linear.weight, setting, bias=linear.bias, format=format)
-            for name, linear in window.linears.items()
-        }
-        report = tuple({"layer": name} for name in linears)
-        return QuantizedWindow(linears, report=report, outputs={"quantized": window.full_precision_outputs})
+        return replace(rounded(window, setting, format), outputs={"quantized": window.full_precision_outputs})

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from harness.linear import round_to_nearest
 from harness.method import QuantizedWindow, register
-from harness.methods.rtn import RTN
+from harness.methods.rtn import RTN, rounded
 from harness.quantizer import WeightFormat
 from harness.settings import Setting
 from harness.window import Window
@@ -26,9 +25,4 @@ class OneWeightGroups:
         return RTN().supports(setting)
 
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
-        format = replace(WeightFormat.of(setting), group_size=1)
-        linears = {
-            name: round_to_nearest(linear.weight, setting, bias=linear.bias, format=format)
-            for name, linear in window.linears.items()
-        }
-        return QuantizedWindow(linears, report=tuple({"layer": name} for name in linears))
+        return rounded(window, setting, replace(WeightFormat.of(setting), group_size=1))

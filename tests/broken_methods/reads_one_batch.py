@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from harness.linear import round_to_nearest
 from harness.method import QuantizedWindow, register
-from harness.methods.rtn import RTN
+from harness.methods.rtn import RTN, rounded
 from harness.quantizer import WeightFormat
 from harness.settings import Setting
 from harness.window import Window
@@ -30,9 +29,4 @@ class ReadsOneBatch:
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
         first = next(iter(window.walk(window.quantized)))[0].chunks[0][0]
         clip = 0.5 + 0.5 * float(torch.sigmoid(first.sum()))
-        format = replace(WeightFormat.of(setting), clip=clip)
-        linears = {
-            name: round_to_nearest(linear.weight, setting, bias=linear.bias, format=format)
-            for name, linear in window.linears.items()
-        }
-        return QuantizedWindow(linears, report=tuple({"layer": name} for name in linears))
+        return rounded(window, setting, replace(WeightFormat.of(setting), clip=clip))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from harness.linear import round_to_nearest
 from harness.method import QuantizedWindow, register
-from harness.methods.rtn import RTN
+from harness.methods.rtn import RTN, rounded
 from harness.quantizer import WeightFormat
 from harness.settings import Setting
 from harness.window import Window
@@ -29,9 +28,4 @@ class Remembers:
 
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
         CALLS.append(window.index)
-        format = replace(WeightFormat.of(setting), clip=1 - 0.05 * len(CALLS) % 0.5)
-        linears = {
-            name: round_to_nearest(linear.weight, setting, bias=linear.bias, format=format)
-            for name, linear in window.linears.items()
-        }
-        return QuantizedWindow(linears, report=tuple({"layer": name} for name in linears))
+        return rounded(window, setting, replace(WeightFormat.of(setting), clip=1 - 0.05 * len(CALLS) % 0.5))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.conformance.running import check_method
+from harness.conformance.running import check_methods
 from harness.limits import Limits
 
 BROKEN = Path(__file__).parents[1] / "broken_methods"
@@ -23,7 +23,7 @@ BROKEN = Path(__file__).parents[1] / "broken_methods"
     ],
 )
 def test_an_end_of_the_process_is_a_finding(method: str, limits: Limits, words: str) -> None:
-    verdict = check_method(str(BROKEN / f"{method}.py"), limits=limits)
+    (verdict,) = check_methods([str(BROKEN / f"{method}.py")], limits=limits)
     failed = [row for row in verdict.rows if row["state"] == "failed"]
     assert not verdict.passed
     assert words in failed[-1]["message"]

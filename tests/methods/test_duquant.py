@@ -384,6 +384,12 @@ def test_clips_reach_tokens_and_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(scales[0], 0.9 * scales[1])
 
 
+@pytest.mark.parametrize(("setting", "kept"), [("W3A16", 0.8), ("W4A16", 0.8), ("W8A16", 1.0)])
+def test_weights_of_eight_bits_are_not_clipped_unasked(setting: str, kept: float) -> None:
+    assert DuQuant().format(Setting.parse(setting)).clip == kept
+    assert DuQuant(weight_clip=0.7).format(Setting.parse(setting)).clip == 0.7
+
+
 def test_what_the_report_says(tmp_path: Path) -> None:
     rows = run(loaded(odd_heads()), DuQuant(**FEW), tmp_path).report
     row = {row["layer"].rpartition(".")[2]: row for row in rows}
