@@ -41,7 +41,8 @@ def make(folder: Path, shape: dict[str, int]) -> None:
     config = LlamaConfig(**shape, tie_word_embeddings=False, dtype="bfloat16", architectures=["LlamaForCausalLM"])
     config.save_pretrained(folder)
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(pydoc_topics("train").values(), vocab_size=4096, special_tokens=["</s>"], show_progress=False)
+    texts = pydoc_topics("train").values()
+    bpe.train_from_iterator(texts, vocab_size=4096, special_tokens=["</s>"], show_progress=False)
     PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="</s>").save_pretrained(folder)
     hidden, inner = shape["hidden_size"], shape["intermediate_size"]
     block = {

@@ -101,7 +101,7 @@ def _quantizing(cell: Cell, size: ModelSize, workspace: Workspace, placement: st
     tokens = calibration.sequences * calibration.length
     chunk = min(tokens, _CHUNK_TOKENS)
     streams = workspace.streams * (chunk if placement == SPILLED else tokens) * size.hidden
-    walk = workspace.streams * tokens * 3 * (size.hidden + size.widest)
+    walk = workspace.streams * tokens * (2.5 * size.hidden + 1.25 * size.widest)  # residuals, inputs of the widest
     return window + own + float_bytes * (streams + walk)
 
 
@@ -150,7 +150,8 @@ def place(cells: Iterable[Cell], limits: Limits) -> dict[str, str]:
 
 def possible(cell: Cell) -> Mapping[str, int]:
     """What the cell needs at each placement that it can be run at. Kernels want all packed layers in memory."""
-    workspace = Workspace() if cell.is_baseline else find_method(cell.method_source, describe_methods()).workspace
+    said = Workspace() if cell.is_baseline else find_method(cell.method_source, describe_methods()).workspace
+    workspace = said.given(cell.options)
     needs_all = cell.execute == "kernels" or any(parse_task(task).kind == "kernels" for task in cell.tasks)
     size = _size_of(Path(cell.model_path))
     return {

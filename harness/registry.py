@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -52,6 +52,17 @@ class Workspace:
     """Float32 matrices as wide and high as the widest linear has inputs: Hessians, their factors."""
     streams: int = 2
     """Calibration streams that it walks; 0: it looks at none."""
+    options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What some options, where they are on, add to the three above."""
+
+    def given(self, options: Mapping[str, Scalar]) -> Workspace:
+        """With these options."""
+        extra = [more for name, more in self.options.items() if options.get(name)]
+        return Workspace(
+            self.weights + sum(more.get("weights", 0) for more in extra),
+            self.squares + sum(more.get("squares", 0) for more in extra),
+            self.streams + int(sum(more.get("streams", 0) for more in extra)),
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class MethodInfo:
     class_name: str = ""
     module: str = ""
     """What to import; empty for a file that belongs to no package."""
-    workspace: Workspace = Workspace()
+    workspace: Workspace = field(default_factory=Workspace)
     broken: str | None = None
     """Why the file cannot be used, as ``file:line: reason``."""
 

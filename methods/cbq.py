@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -105,7 +105,7 @@ class CBQ:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the products of matrices in training; auto: bfloat16 where the machine multiplies it faster"""
 
-    workspace: ClassVar[dict[str, float]] = {"weights": 8.0, "squares": 5.0, "streams": 3}
+    workspace: ClassVar[dict[str, Any]] = {"weights": 8.0, "squares": 5.0, "streams": 3}
 
     @property
     def reads(self) -> frozenset[StreamName]:

@@ -83,6 +83,13 @@ def test_kernels_need_the_whole_model(cell: Cell) -> None:
     assert list(memory.possible(replace(cell, tasks=("pydoc_kernels:windows=1:length=64",)))) == [memory.IN_MEMORY]
 
 
+def test_an_option_can_cost_memory(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_size_of", lambda _: size(32))
+    asymmetric = replace(cell, options=cell.options | {"asymmetric": 0.25})
+    more = [memory.possible(asymmetric)[name] - needed for name, needed in memory.possible(cell).items()]
+    assert min(more) > 2 * 11_008**2 * 4
+
+
 def test_every_method_says_what_it_needs() -> None:
     said = {name: info.workspace for name, info in describe_methods().items() if info.source}
     assert Workspace() not in said.values(), "a built-in method leaves its workspace out"

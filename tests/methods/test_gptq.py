@@ -121,7 +121,7 @@ def test_scale_of_the_hessian_does_not_matter(seed: int, format: WeightFormat, f
 def test_block_size_does_not_matter(seed: int, format: WeightFormat, block_size: int) -> None:
     weight, h = random(16, 96, seed=seed), hessian(correlated(256, 96, seed=seed))
     one, other = (solve(GPTQ(block_size=b), weight, h, format) for b in (128, block_size))
-    # Sums in another order may break a tie; on axis ic also one of a scale's rounding to float16, and so a whole column's.
+    # Sums in another order may break a tie; on axis ic also one of a scale's rounding, and so a whole column's.
     assert (one.codes != other.codes).float().mean() < (2e-3 if format.axis == "oc" else 5e-2)
     assert float(one.error.sum()) == pytest.approx(float(other.error.sum()), rel=5e-2)
 
