@@ -364,6 +364,7 @@ def bench(
 
 def main() -> None:
     """The entry point: a mistake of the user's is told plainly, and a closed stdout is no error."""
+    _speak_utf8()
     try:
         app()
     except Infrastructure as error:
@@ -373,6 +374,13 @@ def main() -> None:
     except BrokenPipeError:
         # Whoever read our output has left; Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _speak_utf8() -> None:
+    """A file or a pipe gets the same bytes whatever the locale; a terminal may show question marks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
 
 
 def _run(draft: Any, asked: Any, path: Path, *, retry: bool, report: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -10,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from harness import atomic
+from harness import sealed
 from harness.architecture import Architecture
 from harness.attention import AttentionSpec, allow_quantized_attention, set_spec
-from harness.errors import HarnessError
 from harness.kernels.bits import pack_bits, unpack_bits
 from harness.linear import QuantizedLinear
 from harness.method import QuantizedWindow, Report
@@ -26,9 +22,9 @@ from harness.quantizer import ActivationSpec
 from harness.simulation import simulate
 from harness.transform import InputTransform
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _METADATA_KEY = "harness"
-Tensors = dict[str, torch.Tensor]
+Tensors = sealed.Tensors
 
 
 @dataclass(frozen=True)
@@ -74,22 +70,12 @@ class QuantizedModel:
             "attention": attention,
             "report": self.report,
         }
-        with atomic.replacing(path) as temporary:
-            save_file(tensors, temporary, {_METADATA_KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
+        sealed.save(path, _METADATA_KEY, header, tensors)
 
     @classmethod
     def load(cls, path: Path) -> QuantizedModel:
         """Read what :meth:`save` wrote. Raises HarnessError for a file that is damaged or of another format."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})[_METADATA_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise HarnessError(
-                f"{path.name} is not a quantized model: {error}", where=str(path), fix="delete it"
-            ) from error
-        if header["format"] != FORMAT_VERSION:
-            raise HarnessError(f"{path.name} has format {header['format']}, not {FORMAT_VERSION}", where=str(path))
+        header, tensors = sealed.load(path, _METADATA_KEY, FORMAT_VERSION, fix="delete it and run the cell again")
         return cls(
             linears=_linears_from_tensors(header["linears"], tensors),
             norms={key.removesuffix("|norm"): value for key, value in tensors.items() if key.endswith("|norm")},

@@ -7,7 +7,6 @@ was being asked is then told as failed, with how the process ended.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.endings import classify
+from harness.environment import allowed
 from harness.limits import Limits
 from harness.pool import Command, Pool
 from harness.runfolder import RunFolder
@@ -74,7 +74,7 @@ def check_method(
         question, log = Path(folder, "question.json"), Path(folder, "log")
         question.write_text(json.dumps({"method": method, "real": str(real) if real else None}))
         words = (sys.executable, "-P", "-m", "harness.conformance.child", str(question))
-        environment = {**os.environ, **child_environment(RunFolder(Path(folder)))}
+        environment = {**allowed(), **child_environment(RunFolder(Path(folder)))}
         pool = Pool(limits or Limits(), heard)
         for _, ending in pool.run([Command(method, words, environment, log)]):
             verdict.seconds, verdict.peak_bytes = ending.seconds, verdict.peak_bytes or ending.peak_bytes
