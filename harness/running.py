@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from harness import artifacts, atomic, provenance
 from harness.cells import Cell
 from harness.checkpoint import open_checkpoint
+from harness.environment import allowed_with_network
 from harness.errors import HarnessError, Infrastructure, Problems
 from harness.limits import Limits, parse_bytes, processors
 from harness.plan import Draft, complete
@@ -111,8 +111,8 @@ def _ask(question: Path, answer: Path, folder: RunFolder, watcher: Watcher) -> M
 
     pool = Pool(Limits(), heard)
     words = (sys.executable, "-P", "-m", "harness.prepare", str(question.resolve()), str(answer.resolve()))
-    # The only child that may use the network and its tokens: it fetches models.
-    environment = {**os.environ, **child_environment(folder)}
+    # The only child that may use the network and the hub's token: it fetches models, and runs no method.
+    environment = {**allowed_with_network(), **child_environment(folder)}
     watcher.started(name, "preparing models and calibration")
     endings = [ending for _, ending in pool.run([Command(name, words, environment, log.resolve())])]
     if pool.interrupted_by is not None:
