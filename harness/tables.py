@@ -88,7 +88,7 @@ def _column(task: str, members: Sequence[CellResult]) -> str:
 def _score_row(result: CellResult, tasks: Sequence[str]) -> tuple[str, ...]:
     cell, last = result.cell, result.last
     bits = f"{last.bits_per_weight:.2f}" if last and last.bits_per_weight else "–"
-    return (cell.label, cell.setting, bits, *(_score(result, task) for task in tasks))
+    return (cell.label, cell.setting, bits, *[_score(result, task) for task in tasks])
 
 
 def _score(result: CellResult, task: str) -> str:
@@ -112,10 +112,10 @@ def _cell_row(result: CellResult) -> tuple[str, ...]:
 
 def number(value: float) -> str:
     """About four digits that matter."""
+    if -1 < value < 1:
+        return f"{value:.4f}"
     size = abs(value)
-    if size >= 1000:
-        return f"{value:.4g}"
-    return f"{value:.2f}" if size >= 10 else f"{value:.3f}" if size >= 1 else f"{value:.4f}"
+    return f"{value:.3f}" if size < 10 else f"{value:.2f}" if size < 1000 else f"{value:.4g}"
 
 
 def _markdown_row(values: Sequence[str]) -> str:

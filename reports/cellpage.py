@@ -99,7 +99,7 @@ def _score_row(
     return (
         f'<tr><th scope="row"><bdi>{_html(task)}</bdi></th><td>{metric}</td><td class="number">{value}</td>'
         f'<td class="number">{interval}</td><td class="number">{n}</td><td class="number">{against}</td>'
-        f'<td class="{verdict}">{verdict}</td></tr>'
+        f'<td><span class="verdict {verdict}">{verdict}</span></td></tr>'
     )
 
 
@@ -127,9 +127,16 @@ def _layers(known: Known) -> Markup:
     names.sort(key=lambda name: name != "layer")
     head = "".join(f'<th scope="col">{escape(visible(name))}</th>' for name in names)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_shown(row.get(name)))}</td>" for name in names) + "</tr>\n" for row in report
+        "<tr>"
+        + "".join(f"<td{_kind(row.get(name))}>{escape(_shown(row.get(name)))}</td>" for name in names)
+        + "</tr>\n"
+        for row in report
     )
     return Markup(f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>")  # every value is escaped
+
+
+def _kind(value: object) -> str:
+    return ' class="number"' if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
 
 
 def _shown(value: object) -> str:
@@ -137,6 +144,8 @@ def _shown(value: object) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, dict):
         return ", ".join(f"{visible(str(name))} {_shown(part)}" for name, part in value.items())
     if isinstance(value, list):

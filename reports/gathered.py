@@ -141,6 +141,11 @@ class Gathered:
     groups: tuple[Group, ...]
     notes: tuple[str, ...]
 
+    @property
+    def numbers(self) -> int:
+        """How many main numbers there are: one for each task of each cell that has been measured."""
+        return sum(len(known.result.tasks) for _, known in self.cells())
+
     def cells(self) -> Iterator[tuple[Group, Known]]:
         for group in self.groups:
             for known in group.cells:
