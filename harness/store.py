@@ -293,20 +293,21 @@ def _sha256(path: Path) -> str:
 
 
 def _fetched(connection: sqlite3.Connection) -> Contents:
-    tables = {table: list(map(kind._make, _rows(connection, table))) for table, kind in _ROWS.items()}
+    # The fields are those of the query, so that nothing need be counted again for each of many rows.
+    make = tuple.__new__
+    tables = {table: [make(kind, row) for row in _selected(connection, table)] for table, kind in _ROWS.items()}
     return Contents(**tables)  # type: ignore[arg-type]  # one list of its own kind of row a table
 
 
-def _rows(connection: sqlite3.Connection, table: str) -> list[tuple[object, ...]]:
-    columns = ", ".join(_ROWS[table]._fields)
-    return connection.execute(f"SELECT {columns} FROM {table} ORDER BY seq").fetchall()
+def _selected(connection: sqlite3.Connection, table: str) -> Iterator[tuple[object, ...]]:
+    return connection.execute(f"SELECT {', '.join(_ROWS[table]._fields)} FROM {table} ORDER BY seq")
 
 
 def _read(connection: sqlite3.Connection, path: Path) -> tuple[Contents, dict[str, str]]:
     digests = {}
     for table in _ROWS:
         seals = [seal for (seal,) in connection.execute(f"SELECT digest FROM {table} ORDER BY seq")]
-        digests[table] = _verified(table, _rows(connection, table), seals, path)
+        digests[table] = _verified(table, list(_selected(connection, table)), seals, path)
     return _fetched(connection), digests
 
 
