@@ -127,7 +127,7 @@ def function_preserved(subject: Subject) -> None:
     (`InputTransform.fold`, `harness.folding`), in float32.
     """
     fine = subject.first_supported("W8A16g16", "W8A16", "W8A8g16", "W8A8", "W4A16g16")
-    error, most = subject.error(subject.run(fine).quantized), 0.05 if fine.weight_bits == 8 else 0.35
+    error, most = subject.error(subject.at(fine).quantized), 0.05 if fine.weight_bits == 8 else 0.35
     if not error <= most:
         raise Failed(f"at {fine} the logits are off by {error:.1%}, more than {most:.0%}: this is not rounding")
 
@@ -156,7 +156,7 @@ def more_bits_are_better(subject: Subject) -> None:
     supported = [text for text in settings if subject.method.supports(_setting(text)) is None]
     if len(supported) < 2:
         raise NotApplicable("the method supports fewer than two of " + ", ".join(settings))
-    errors = {text: subject.error(subject.run(_setting(text)).quantized) for text in supported}
+    errors = {text: subject.error(subject.at(_setting(text)).quantized) for text in supported}
     for low, high in pairwise(supported):
         if not errors[high] < errors[low]:
             raise Failed(f"the logits are off by {errors[low]:.1%} at {low}, and by {errors[high]:.1%} at {high}")

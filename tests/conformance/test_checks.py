@@ -24,6 +24,7 @@ PLANTED = [
     ("weight_in_rotation", "honest_bits", "not orthogonal"),
     ("changes_calibration", "leaves_calibration_alone", "chunk 0 of the quantized stream changed"),
     ("changes_model", "leaves_the_model_alone", "model.layers.0.mlp.down_proj.weight changed in window 0"),
+    ("changes_the_embedding", "leaves_the_model_alone", "model.embed_tokens.weight changed over the whole walk"),
     ("leaks_random_state", "leaves_the_process_alone", "Python's random"),
     ("leaks_random_state", "leaves_the_process_alone", "the seed of torch's generator"),
     ("switches_precision", "leaves_the_process_alone", "environment variable BEHIND is new"),
