@@ -6,11 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-<<<<<<< HEAD
 from typing import Any, ClassVar, Literal
-=======
-from typing import ClassVar, Literal
->>>>>>> e44a44d4e06f7dacf629eba952fbc8a09eca7213
 
 import torch
 from torch import nn
@@ -121,13 +117,10 @@ class CBQ:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the products of matrices in training; auto: bfloat16 where the machine multiplies it faster"""
 
-<<<<<<< HEAD
     workspace: ClassVar[dict[str, Any]] = {"weights": 8.0, "squares": 5.0, "streams": 3}
-=======
     expected_failures: ClassVar[Mapping[str, str]] = {
         "order_independent": "Adam takes the sequences one after another, and the last ones are held out",
     }
->>>>>>> e44a44d4e06f7dacf629eba952fbc8a09eca7213
 
     @property
     def reads(self) -> frozenset[StreamName]:
