@@ -27,7 +27,7 @@ from harness.supervisor import Supervisor
 HOW = {"kill": -1, "tear": -2, "full": errno.ENOSPC, "broken": errno.EIO}
 TOLD = 7  # the exit code of a process that said what was wrong
 WHEN = "2026-01-01T00:00:00+00:00"
-TASKS = [f"task{number}" for number in range(3)]
+TASKS = ["one", "two"]
 CELL = "0123456789abcdef"
 
 
@@ -120,8 +120,10 @@ def written(folder: Path) -> list[str]:
 
 
 SCENARIOS = {
-    "store": Scenario(record, recorded), "supervisor": Scenario(supervise, supervised), "worker": Scenario(write, written),
-}  # fmt: skip
+    "store": Scenario(record, recorded),
+    "supervisor": Scenario(supervise, supervised),
+    "worker": Scenario(write, written),
+}
 
 
 def attempted(scenario: Scenario, folder: Path, nth: int, how: int, shim: Any) -> tuple[int, list[str]]:

@@ -36,7 +36,7 @@ def finished(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose store is in good part still in the log: a reader kept it from being folded in, then all was killed."""
+    """A run whose store is in good part still in its log: a reader kept it there until all was killed."""
     out = quick.planned(tmp_path_factory.mktemp("killed") / "run")
     run = quick.start(out, behave={"step_seconds": 0.2})
     wait_for(lambda: RunFolder(out).store.exists())
