@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from harness import atomic, store
 from harness.errors import Infrastructure
+from harness.executors.local import LocalExecutor
 from harness.limits import Limits
 from harness.runfolder import RunFolder
 from harness.store import Attempt, Measured, Run, Store
@@ -78,7 +79,7 @@ def supervise(folder: Path, acknowledge: Callable[[str], None]) -> None:
     assert plan is not None
     with run.claimed() as claim:
         start = lambda: Run(WHEN, "{}", "{}")  # noqa: E731
-        Supervisor(claim, plan.cells, plan.cells, Limits(), Nobody(), start, False).run()
+        Supervisor(claim, plan.cells, plan.cells, LocalExecutor(run, Limits()), 1, Nobody(), start, False).run()
 
 
 def supervised(folder: Path) -> list[str]:

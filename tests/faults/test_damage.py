@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from harness import store
 from harness.endings import STATUSES
 from harness.errors import BadOutput, HarnessError
+from harness.executors.local import LocalExecutor
 from harness.limits import Limits
 from harness.planfile import read_plan
 from harness.runfolder import RunFolder
@@ -73,7 +74,7 @@ def recorded_again(out: Path) -> list[dict[str, object]]:
     assert plan is not None
     with folder.claimed() as claim:
         start = lambda: Run(WHEN, "{}", "{}")  # noqa: E731
-        Supervisor(claim, plan.cells, (), Limits(), Nobody(), start, False).run()
+        Supervisor(claim, plan.cells, (), LocalExecutor(folder, Limits()), 1, Nobody(), start, False).run()
     return results(out)
 
 
