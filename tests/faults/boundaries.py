@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from harness import atomic, store
 from harness.errors import Infrastructure
+from harness.executors.local import LocalExecutor
 from harness.limits import Limits
 from harness.runfolder import RunFolder
 from harness.store import Attempt, Measured, Run, Store
@@ -27,7 +28,7 @@ from harness.supervisor import Supervisor
 HOW = {"kill": -1, "tear": -2, "full": errno.ENOSPC, "broken": errno.EIO}
 TOLD = 7  # the exit code of a process that said what was wrong
 WHEN = "2026-01-01T00:00:00+00:00"
-TASKS = [f"task{number}" for number in range(3)]
+TASKS = ["one", "two"]
 CELL = "0123456789abcdef"
 
 
@@ -78,7 +79,7 @@ def supervise(folder: Path, acknowledge: Callable[[str], None]) -> None:
     assert plan is not None
     with run.claimed() as claim:
         start = lambda: Run(WHEN, "{}", "{}")  # noqa: E731
-        Supervisor(claim, plan.cells, plan.cells, Limits(), Nobody(), start, False).run()
+        Supervisor(claim, plan.cells, plan.cells, LocalExecutor(run, Limits()), 1, Nobody(), start, False).run()
 
 
 def supervised(folder: Path) -> list[str]:
@@ -120,8 +121,10 @@ def written(folder: Path) -> list[str]:
 
 
 SCENARIOS = {
-    "store": Scenario(record, recorded), "supervisor": Scenario(supervise, supervised), "worker": Scenario(write, written),
-}  # fmt: skip
+    "store": Scenario(record, recorded),
+    "supervisor": Scenario(supervise, supervised),
+    "worker": Scenario(write, written),
+}
 
 
 def attempted(scenario: Scenario, folder: Path, nth: int, how: int, shim: Any) -> tuple[int, list[str]]:

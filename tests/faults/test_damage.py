@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from harness import store
 from harness.endings import STATUSES
 from harness.errors import BadOutput, HarnessError
+from harness.executors.local import LocalExecutor
 from harness.limits import Limits
 from harness.planfile import read_plan
 from harness.runfolder import RunFolder
@@ -36,7 +37,7 @@ def finished(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose store is in good part still in the log: a reader kept it from being folded in, then all was killed."""
+    """A run whose store is in good part still in its log: a reader kept it there until all was killed."""
     out = quick.planned(tmp_path_factory.mktemp("killed") / "run")
     run = quick.start(out, behave={"step_seconds": 0.2})
     wait_for(lambda: RunFolder(out).store.exists())
@@ -73,7 +74,7 @@ def recorded_again(out: Path) -> list[dict[str, object]]:
     assert plan is not None
     with folder.claimed() as claim:
         start = lambda: Run(WHEN, "{}", "{}")  # noqa: E731
-        Supervisor(claim, plan.cells, (), Limits(), Nobody(), start, False).run()
+        Supervisor(claim, plan.cells, (), LocalExecutor(folder, Limits()), 1, Nobody(), start, False).run()
     return results(out)
 
 

@@ -66,14 +66,15 @@ def test_10_only_our_own_error(target: str, sound: dict[str, list[bytes]], tmp_p
     figure(10, f"{target}: {counts['inputs']:,} inputs, 0 uncaught, {slowest:.2f} s at most, +{grown:.0f} MB")
 
 
+SUMMARY = b'{"task": "pydoc", "seconds": 1, "measurements": %s}'
 NASTY = [
     b"\0", b"a\0b", b"x" * 5000, b"../../x", b"~nobody/x", b"a;rm -rf /", "W４A16".encode(), b"W4A16g" + b"9" * 5000,
-    b"rtn:" + b":" * 100, b"rtn:clip_search=" + b"1" * 5000, b"=cmd()", b"<script>", b"a|b", b"1e400GB", b"9" * 400 + b"GB",
-    b"[" * 100_000, b'{"a":' * 20_000, b'{"format": 1e999}', b'{"weight_map": {"a": ["x"]}}', b"\xff\xfe", b"NaN", b"-Infinity",
-    b"x = " + b"[" * 5000, b"jobs = 99999999999999999999", b'models = ["\\u0000"]', b'methods = ["\\u0000.py"]', b"c4:999999999x999999999",
-    b'{"status": "ok", "attempt": true, "reason": null}', b'{"task": "pydoc", "seconds": NaN, "measurements": [{}]}',
-    b'{"task": "pydoc", "seconds": 1, "measurements": [{"metric": "acc", "value": 1e999, "stderr": null, "n": 1e999, "higher_is_better": 1}]}',
-    b'{"task": "pydoc", "seconds": 1, "measurements": 3}', b"rtn.py", b"/dev/zero", b"/dev/null.py",
+    b"rtn:" + b":" * 100, b"rtn:clip_search=" + b"1" * 5000, b"=cmd()", b"<script>", b"a|b", b"1e400GB",
+    b"9" * 400 + b"GB", b"[" * 100_000, b'{"a":' * 20_000, b'{"format": 1e999}', b'{"weight_map": {"a": ["x"]}}',
+    b"\xff\xfe", b"NaN", b"-Infinity", b"x = " + b"[" * 5000, b"jobs = 99999999999999999999",
+    b'models = ["\\u0000"]', b'methods = ["\\u0000.py"]', b"c4:999999999x999999999", b"rtn.py", b"/dev/zero",
+    b"/dev/null.py", b'{"status": "ok", "attempt": true, "reason": null}', SUMMARY % b"3", SUMMARY % b"[{}]",
+    SUMMARY % b'[{"metric": "acc", "value": 1e999, "stderr": null, "n": 1e999, "higher_is_better": 1}]',
 ]  # fmt: skip
 
 

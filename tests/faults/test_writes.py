@@ -41,8 +41,10 @@ def unrecorded(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("row", "how"), [(5, "kill"), (5, "tear"), (7, "full"), (7, "broken")])
 @pytest.mark.parametrize("scenario", ["store", "supervisor", "worker"])
 def test_05_07_every_write(
-    scenario: str, row: int, how: str, shim: Path, unrecorded: Path, tmp_path: Path, figure
+    scenario: str, row: int, how: str, shim: Path, unrecorded: Path, tmp_path: Path, long: bool, figure
 ) -> None:  # fmt: skip
+    if how in ("tear", "broken") and not long:
+        pytest.skip("with --long: half of the Nth write, an I/O error from it on")
     words = [sys.executable, "-P", str(HERE / "boundaries.py"), scenario, how, str(tmp_path)]
     words += [str(unrecorded)] if scenario == "supervisor" else []
     path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -56,8 +58,8 @@ def test_05_07_every_write(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["failures"] == [], done.stderr
-    assert found["writes"] >= 6  # a shim that counts nothing would be quick to pass
-    assert found["rows"] >= 3
+    assert found["writes"] >= 5  # a shim that counts nothing would be quick to pass
+    assert found["rows"] >= 2
     figure(row, f"{scenario}, {how}: {found['writes']} writes, 0 failures")
 
 
@@ -138,7 +140,8 @@ def test_31_the_clock_steps_back(quick: Quick, shim: Path, tmp_path: Path, figur
     for number, (calls, zone) in enumerate([(3, "Europe/Berlin"), (40, "Asia/Kolkata"), (400, "UTC")]):
         out = quick.planned(tmp_path / str(number))
         code = (
-            "import ctypes, runpy, sys; ctypes.CDLL(None).shim_clock(ctypes.c_long(int(sys.argv[1])), ctypes.c_long(-3600));"
+            "import ctypes, runpy, sys;"
+            "ctypes.CDLL(None).shim_clock(ctypes.c_long(int(sys.argv[1])), ctypes.c_long(-3600));"
             "sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
         )
         words = quick.words(out)
