@@ -45,6 +45,6 @@ def machines() -> list[Machine]:
             row["NodeManagerHostname"],
             Resources(has.get("CPU", 0), has.get("GPU", 0), has.get("memory", 0)),
         )
-        for row in ray.nodes()  # type: ignore[no-untyped-call]
+        for row in ray.nodes()
         if row["Alive"] and (has := row["Resources"]) is not None
     ]

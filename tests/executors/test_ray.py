@@ -72,6 +72,8 @@ def results(out: Path, *more: str) -> str:
 
 def statuses(out: Path) -> dict[str, list[str]]:
     """How the attempts at each cell ended, by method."""
+    if not (out / "run.sqlite").is_file():
+        return {}
     methods = {cell["id"]: cell["method"] for cell in json.loads((out / "plan.json").read_text())["cells"]}
     found: dict[str, list[str]] = {}
     for row in store.read(out / "run.sqlite").attempts:
