@@ -15,6 +15,7 @@ import orjson
 
 from harness.cells import Cell
 from harness.errors import HarnessError
+from harness.executors.depot import artifact_url
 from harness.planfile import Plan, read_plan
 from harness.runfolder import RunFolder
 from harness.store import Attempt, Contents, Measured, Run, read
@@ -113,14 +114,14 @@ def cell_rows(results: Iterable[CellResult], run: Path) -> Iterator[Row]:
         last, cell = result.last, result.cell
         if last is None:
             continue
-        artifact = RunFolder(run).cell(cell.id).quantized
+        folder = RunFolder(run).cell(cell.id)
         spent = [row.evaluate_seconds for row in result.attempts if row.evaluate_seconds is not None]
         yield {
             **_head(cell), "status": last.status, "reason": last.reason, "quantize_seconds": last.quantize_seconds,
             "evaluate_seconds": sum(spent) if spent else None, "peak_memory_bytes": last.peak_memory_bytes,
             "bits_per_weight": last.bits_per_weight, "packed_bytes": last.packed_bytes,
             "calibration_sha256": cell.calibration_sha256,
-            "artifact": str(artifact.relative_to(run)) if artifact.is_file() else None,
+            "artifact": str(folder.quantized.relative_to(run)) if folder.quantized.is_file() else artifact_url(folder),
         }  # fmt: skip
 
 

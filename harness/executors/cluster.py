@@ -22,7 +22,7 @@ from harness.cells import Cell
 from harness.endings import Ending, Happening, Lost
 from harness.errors import HarnessError, Infrastructure, Problems
 from harness.executors import MakeReady, node
-from harness.executors.depot import Depot, Digests, enlist, inside, is_heavy, left_files, listed, sha256
+from harness.executors.depot import Depot, Digests, enlist, fetch_missing, inside, is_heavy, left_files, listed, sha256
 from harness.executors.resources import Resources, machines
 from harness.limits import Limits
 from harness.runfolder import CellFolder, RunFolder
@@ -145,12 +145,11 @@ class RayExecutor:
         """What a machine without the run folder finds at the depot, after a run elsewhere was brought there."""
         if self._depot is None:
             return {}
-        url, files = listed(folder)
+        url, _ = listed(folder)
         if url != self._depot.url and folder.quantized_report.is_file():
-            Depot(url).get(folder, files) if url else None
-            files = self._depot.put(folder, left_files(folder))
-            enlist(folder, self._depot, files)
-        return files
+            fetch_missing(folder)
+            enlist(folder, self._depot, self._depot.put(folder, left_files(folder)))
+        return listed(folder)[1]
 
     def _calibration(self, cell: Cell) -> Any:
         """The calibration tokens of a cell, sent to each machine once."""

@@ -90,6 +90,20 @@ def enlist(folder: CellFolder, depot: Depot, digests: Digests) -> None:
     )
 
 
+def fetch_missing(folder: CellFolder) -> None:
+    """Have in a cell's folder all that was ever uploaded of it, to go on from there."""
+    url, files = listed(folder)
+    if url is not None:
+        Depot(url).get(folder, {name: digest for name, digest in files.items() if not inside(folder, name).exists()})
+
+
+def artifact_url(folder: CellFolder) -> str | None:
+    """Where the integers of a cell lie that are not in its folder; None where they were not uploaded."""
+    url, files = listed(folder)
+    name = folder.quantized.name
+    return f"{url}/{folder.path.name}/{name}" if url is not None and name in files else None
+
+
 def inside(folder: CellFolder, name: str) -> Path:
     """The path of a cell's file. Raises Infrastructure for a name that leads out of the folder."""
     parts = PurePosixPath(name).parts

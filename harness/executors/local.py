@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 from harness import memory
 from harness.cells import Cell
 from harness.endings import Happening
 from harness.executors import MakeReady
+from harness.executors.depot import fetch_missing
 from harness.limits import Limits
 from harness.pool import Command, Pool
 from harness.runfolder import CellFolder, RunFolder
@@ -31,10 +32,16 @@ class LocalExecutor:
     def run(self, cells: Sequence[Cell], make_ready: MakeReady) -> Generator[tuple[str, Happening], None, None]:
         """See :class:`harness.executors.Executor`."""
         placements = memory.place(cells, self._limits)
-        folders = (make_ready(cell, placements[cell.id]) for cell in cells)
-        commands = (worker_command(self._folder, folder, self._limits) for folder in folders)
-        for command, happening in self._pool.run(commands):
+        for command, happening in self._pool.run(self._commands(cells, placements, make_ready)):
             yield command.name, happening
+
+    def _commands(
+        self, cells: Sequence[Cell], placements: Mapping[str, str], make_ready: MakeReady
+    ) -> Iterator[Command]:
+        for cell in cells:
+            folder = make_ready(cell, placements[cell.id])
+            fetch_missing(folder)  # of a run that was begun on a cluster
+            yield worker_command(self._folder, folder, self._limits)
 
 
 def worker_command(run: RunFolder, cell: CellFolder, limits: Limits) -> Command:

@@ -66,7 +66,7 @@ def compute(assignment: Assignment, calibration: bytes | None) -> Iterator[Happe
             _furnish(assignment, run, calibration)
         processes.end_all(lambda: processes.marked(f"HARNESS_LOG={folder.log.resolve()}"))  # a lost attempt's
         yield from _run(assignment, run, folder)
-        if assignment.depot is not None and (folder.path / "end.json").is_file():
+        if assignment.depot is not None and folder.end.is_file():
             shutil.rmtree(folder.path)  # all of it is at the depot
     except HarnessError as error:
         yield Lost(f"{host}: {error.what}" + (f" ({error.where})" if error.where else ""), time.monotonic() - start)
@@ -144,7 +144,8 @@ def _furnish(assignment: Assignment, run: RunFolder, calibration: bytes | None) 
         atomic.write_bytes(run.calibration(digest), calibration)
     atomic.write_bytes(folder.cell, assignment.asked)
     folder.end.unlink(missing_ok=True)
-    assignment.depot.get(folder, assignment.uploaded)
+    earlier = {name: digest for name, digest in assignment.uploaded.items() if name != folder.end.name}
+    assignment.depot.get(folder, earlier)
 
 
 def _left(assignment: Assignment, folder: CellFolder, known: set[str]) -> Event:
