@@ -19,7 +19,7 @@ from harness.methods.cbq_prepare import Preparation, Prepared
 from harness.methods.cbq_start import Start
 from harness.methods.cbq_student import Student
 from harness.settings import UNQUANTIZED, Setting
-from harness.window import Window
+from harness.window import Stream, Window
 
 Decay = Callable[[int], float]
 """From the number of a step to the fraction of its learning rate."""
@@ -58,7 +58,7 @@ class CBQ:
     """smooth and rotate all inputs first, by Hadamard blocks or as DuQuant does, in place of CFP's scaling"""
     cfp_activations: bool = True
     """coarse-to-fine pre-processing: where activations are quantized, scale the outlier channels of each input down"""
-    cfp_weights: bool = True
+    cfp_weights: bool = False
     """coarse-to-fine pre-processing: cut off the outliers of each weight before its grid is found"""
     lambda1: float = 1.5
     """λ1: interquartile ranges above the third quartile where candidates for outliers begin"""
@@ -113,7 +113,7 @@ class CBQ:
     holdout: int = 2
     """sequences that are not trained on"""
     guard: bool = True
-    """a window that is no better than its initialization on the sequences held out keeps the initialization"""
+    """a window that is no better than its initialization on the sequences held out gets that of all the text"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the products of matrices in training; auto: bfloat16 where the machine multiplies it faster"""
 
@@ -144,28 +144,35 @@ class CBQ:
                 fix="calibrate on more sequences, or lower holdout",
             )
         trained, held = text.part(0, len(text) - self.holdout), text.part(len(text) - self.holdout, len(text))
-        begun = self.begin(window, held, setting)
+        begun = self.begin(window, trained, held, setting)
         student, before = begun.student, begun.ships
         with window.runner.installed(student.differentiable, ()):
             facts: Report = {"window": window.index, "start": begun.name, **self.train(window, student, trained)}
         after = student.hardened()
         errors = self.errors(window, held, after)
-        kept = before if self.guard and not errors.better_than(begun.errors) else after
-        facts |= begun.errors.report("_before") | errors.report() | {"kept_initialization": kept is before}
+        learned = not self.guard or errors.better_than(begun.errors)
+        facts |= begun.errors.report("_before") | errors.report() | {"kept_initialization": not learned}
+        if not learned:  # and nothing needs to be held out any more
+            student = self.initial(window, begun.prepared, window.quantized, setting)
+            before = after = student.hardened()
         facts["seconds"] = (time.monotonic() - start) / len(window.linears)
-        rows = []
-        for name, linear in before.linears.items():
-            prepared, learned = begun.prepared.described(name), student.described(name, linear)
-            rows.append({"layer": name, **prepared, **learned, **facts})
+        rows = [
+            {"layer": name, **begun.prepared.described(name), **student.described(name, linear), **facts}
+            for name, linear in before.linears.items()
+        ]
         state = student.state(window.staying) | begun.prepared.state(window.staying)
-        return replace(kept, report=tuple(rows), state=state if kept is after else {})
+        return replace(after, report=tuple(rows), state=state if learned else {})
 
-    def begin(self, window: Window, held: Text, setting: Setting) -> Begun:
+    def begin(self, window: Window, text: Text, held: Text, setting: Setting) -> Begun:
         """GPTQ's or rounded integers of the plain weights, or of those that CFP has prepared where these answer the
         text held out better. (Under ``rotate`` there is nothing that CFP could choose.)"""
-        plain = self.begun(
-            "plain", Preparation(None, None, self.exponent, self.rotate).of(window), window, held, setting
-        )
+
+        def begun(name: str, prepared: Prepared) -> Begun:
+            student = self.initial(window, prepared, text.stream(), setting)
+            ships = student.hardened()
+            return Begun(name, prepared, student, ships, self.errors(window, held, ships))
+
+        plain = begun("plain", Preparation(None, None, self.exponent, self.rotate).of(window))
         if self.rotate != "none" or not (self.cfp_activations or self.cfp_weights):
             return plain
         scales = self.cfp_activations and setting.quantizes_activations
@@ -174,20 +181,16 @@ class CBQ:
         prepared = Preparation(channels, weights, self.exponent).of(window)
         if not prepared.changes:
             return plain
-        cfp = self.begun("cfp", prepared, window, held, setting)
+        cfp = begun("cfp", prepared)
         return cfp if cfp.errors.better_than(plain.errors) or not self.guard else plain
 
-    def begun(self, name: str, prepared: Prepared, window: Window, held: Text, setting: Setting) -> Begun:
-        """The student of the window that was ``prepared``, and how it does untrained."""
-        window.progress(f"{window.blocks[-1].name}: {name} {self.init}")
+    def initial(self, window: Window, prepared: Prepared, stream: Stream, setting: Setting) -> Student:
+        """The window as ``init`` quantizes it, for the inputs in ``stream``."""
+        window.progress(f"{window.blocks[-1].name}: {self.init}")
         start = Start(self.rounding, self.rank, self.residual, self.damp)
-        student = (
-            start.solved(window, prepared, window.quantized, setting)
-            if self.init == "gptq"
-            else start.rounded(window, prepared, setting)
-        )
-        ships = student.hardened()
-        return Begun(name, prepared, student, ships, self.errors(window, held, ships))
+        if self.init == "gptq":
+            return start.solved(window, prepared, stream, setting)
+        return start.rounded(window, prepared, setting)
 
     def outliers(self, max_fraction: float) -> Outliers:
         """How outliers are told from the rest, where more than ``max_fraction`` cannot be any."""

@@ -186,7 +186,7 @@ def test_training_begins_at_what_would_ship(tiny_model: LoadedModel, tmp_path: P
 
 
 def test_a_guarded_window_keeps_its_initialization(tiny_model: LoadedModel, tmp_path: Path) -> None:
-    spoilt = {"init": "rtn", "epochs": 2, "rounding_lr": 3.0, "scale_lr": 0.5, "cfp_weights": False}
+    spoilt = {"init": "rtn", "epochs": 2, "rounding_lr": 3.0, "scale_lr": 0.5}
     guarded = run(tiny_model, CBQ(**spoilt), tmp_path / "guarded")
     rounded = run(tiny_model, create_method("rtn", {}), tmp_path / "rtn")
     kept = {row["layer"]: row["kept_initialization"] for row in guarded.report}
@@ -220,7 +220,7 @@ def test_without_training_it_is_the_initialization(
 def test_preparation_that_does_harm_is_left_out(tiny_model: LoadedModel, tmp_path: Path) -> None:
     """Outlier channels scaled into 2-bit weights spoil all of the row; 8-bit activations did not need it."""
     tiny_model.module.model.layers[1].post_attention_layernorm.weight.data[[3, 9]] *= 30
-    untrained = {"init": "rtn", "epochs": 1, "rounding_lr": 0.0, "scale_lr": 0.0, "clip_lr": 0.0, "cfp_weights": False}
+    untrained = {"init": "rtn", "epochs": 1, "rounding_lr": 0.0, "scale_lr": 0.0, "clip_lr": 0.0}
     starts, errors = {}, {}
     for guard in (True, False):
         rows = run(tiny_model, CBQ(guard=guard, **untrained), tmp_path / str(guard), "W2A8").report
@@ -268,7 +268,7 @@ def test_truncated_weights_get_their_own_grid(tiny_model: LoadedModel, tmp_path:
     name = "model.layers.0.mlp.up_proj"
     weight = tiny_model.module.get_submodule(name).weight
     weight.data[5, 7] = 40.0
-    options = {"init": "rtn", "epochs": 1, "rounding_lr": 0.0, "scale_lr": 0.0, "guard": False}
+    options = {"init": "rtn", "epochs": 1, "rounding_lr": 0.0, "scale_lr": 0.0, "guard": False, "cfp_weights": True}
     result = run(tiny_model, CBQ(**options), tmp_path, "W4A16")
     row = next(row for row in result.report if row["layer"] == name)
     assert row["outliers"] == 1 and row["threshold"] < 1.5
@@ -294,7 +294,7 @@ def test_nothing_to_correct_is_nothing_corrected(tiny_model: LoadedModel, tmp_pa
     The student runs one sequence at a time and the targets were made several at a time: their last bits may differ.
     """
     on_a_grid(tiny_model, Setting.parse("W8A16"))
-    options = {"init": "rtn", "cfp_weights": False, "rounding": "none", "guard": False, "epochs": 1, "scale_lr": 0.0}
+    options = {"init": "rtn", "rounding": "none", "guard": False, "epochs": 1, "scale_lr": 0.0}
     method = Watched(size=size, homologous_target=1.0, kl=1.0, **options)
     run(tiny_model, method, tmp_path, "W8A16")
     for window, part in method.seen:
@@ -363,7 +363,7 @@ def test_one_block_alone_is_trained_as_a_plain_loop_would(tiny_model: LoadedMode
             assert losses["loss"] == pytest.approx(expected, rel=1e-3)
             return losses
 
-    plain = {"init": "rtn", "cfp_weights": False, "token_norm": 0.0, "guard": False, "epochs": 2}
+    plain = {"init": "rtn", "token_norm": 0.0, "guard": False, "epochs": 2}
     run(tiny_model, BesideTheLoop(**plain), tmp_path)
 
 
