@@ -48,7 +48,7 @@ class Workspace:
     """
 
     weights: float = 6.0
-    """Float32 copies of the window's weights."""
+    """Float32 copies of the window's weights; counted where they are more than the squares."""
     squares: float = 8.0
     """Float32 matrices as wide and high as the widest linear has inputs: Hessians, their factors."""
     streams: int = 2

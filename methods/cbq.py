@@ -117,7 +117,7 @@ class CBQ:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the products of matrices in training; auto: bfloat16 where the machine multiplies it faster"""
 
-    workspace: ClassVar[dict[str, Any]] = {"weights": 8.0, "squares": 5.0, "streams": 3}
+    workspace: ClassVar[dict[str, Any]] = {"weights": 8.0, "squares": 6.0, "streams": 3}
     expected_failures: ClassVar[Mapping[str, str]] = {
         "order_independent": "Adam takes the sequences one after another, and the last ones are held out",
     }
