@@ -29,7 +29,7 @@ _PROCESS_BYTES = 640_000_000  # Python, torch, transformers, and what the alloca
 _LM_EVAL_BYTES = 450_000_000
 _FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CHUNK_TOKENS = 2048
-_MARGIN = 1.08
+_MARGIN = 1.05
 
 
 @dataclass(frozen=True)
