@@ -359,6 +359,8 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError) as error:
         raise BadOutput(f"the results store refused a row: {error}") from error
+    except UnicodeDecodeError as error:  # Python's, of a text that SQLite hands over as it lies there
+        raise _damaged(path, f"a text is none: {error}") from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(_FULL):
