@@ -159,7 +159,8 @@ def test_every_broken_method_ends_by_its_name_and_costs_its_own_cell_only(
     finished: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     expected = {
-        "raises_at_import": "error", "raises_when_made": "error", "raises": "error", "segfaults": "crashed", "leaves": "crashed",
+        "raises_at_import": "error", "raises_when_made": "error", "raises": "error", "segfaults": "crashed",
+        "leaves": "crashed",
         "eats_memory": "oom_host", "writes_garbage": "bad_output", "supports_nothing": "unsupported",
         "returns_nan": "bad_output",
     }  # fmt: skip
