@@ -173,11 +173,16 @@ class Store:
     def _insert(self, table: str, rows: Sequence[Run | Attempt | Measured]) -> None:
         digest = self._digests[table]
         marks = ", ".join("?" * (len(_ROWS[table]._fields) + 1))
-        columns = ", ".join([*_ROWS[table]._fields, "digest"])
+        columns = ", ".join(_ROWS[table]._fields)
+        insert = f"INSERT INTO {table} ({columns}, digest) VALUES ({marks})"
         with _told(self._path), self._transaction():
             for row in rows:
-                digest = _seal(digest, _stored(row))
-                self._connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", (*_stored(row), digest))
+                values = _stored(row)
+                digest = _seal(digest, values)
+                at = self._connection.execute(insert, (*values, digest)).lastrowid
+                back = self._connection.execute(f"SELECT {columns} FROM {table} WHERE seq = ?", (at,)).fetchone()
+                if repr(back) != repr(values):  # its seal would not fit what is read: the store would count as damaged
+                    raise BadOutput(f"the results store would keep {back!r:.300} for {values!r:.300}")
         self._digests[table] = digest
 
     @contextlib.contextmanager
@@ -325,9 +330,9 @@ def _seal(previous: str, row: tuple[object, ...]) -> str:
 
 
 def _stored(row: Run | Attempt | Measured) -> tuple[object, ...]:
-    """The values as SQLite gives them back: a whole number in a REAL column comes back as a float."""
+    """The values as SQLite gives them back: what is in a REAL column as a float, and a negative zero as zero."""
     return tuple(
-        float(value) if name in _REALS and isinstance(value, int) else value
+        float(value) + 0.0 if name in _REALS and isinstance(value, int | float) else value
         for name, value in zip(row._fields, row, strict=True)
     )
 
@@ -359,6 +364,8 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError) as error:
         raise BadOutput(f"the results store refused a row: {error}") from error
+    except UnicodeDecodeError as error:  # Python's, of a text that SQLite hands over as it lies there
+        raise _damaged(path, f"a text is none: {error}") from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(_FULL):

@@ -112,6 +112,23 @@ def test_a_bad_attempt_is_refused(path: Path, bad: dict[str, object]) -> None:
     assert read(path).attempts == []
 
 
+def test_a_negative_zero_is_zero(path: Path) -> None:
+    """SQLite keeps no sign of zero: sealed as it was given, the row would count as damaged for ever."""
+    store = Store(path)
+    store.add_measured([measured(metric="kl", value=-0.0, stderr=-0.0)])
+    store.close()
+    assert repr(read(path).measured[0].value) == "0.0"
+
+
+@pytest.mark.parametrize("changes", [{"n": 4.0}, {"n": "4"}, {"task": "a\0b", "higher_is_better": True}])
+def test_what_would_come_back_as_something_else_is_refused(path: Path, changes: dict[str, object]) -> None:
+    store = Store(path)
+    with pytest.raises(BadOutput):
+        store.add_measured([measured(**changes)])
+    store.close()
+    assert read(path).measured == []
+
+
 def test_nothing_is_recorded_twice(filled: Path) -> None:
     store = Store(filled)
     with pytest.raises(BadOutput):

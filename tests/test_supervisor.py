@@ -159,7 +159,8 @@ def test_every_broken_method_ends_by_its_name_and_costs_its_own_cell_only(
     finished: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     expected = {
-        "raises_at_import": "error", "raises": "error", "segfaults": "crashed", "leaves": "crashed",
+        "raises_at_import": "error", "raises_when_made": "error", "raises": "error", "segfaults": "crashed",
+        "leaves": "crashed",
         "eats_memory": "oom_host", "writes_garbage": "bad_output", "supports_nothing": "unsupported",
         "returns_nan": "bad_output",
     }  # fmt: skip
@@ -171,7 +172,8 @@ def test_every_broken_method_ends_by_its_name_and_costs_its_own_cell_only(
     assert {name: cells[name]["status"] for name in expected} == expected
     assert (cells["fp"]["status"], cells["rtn"]["status"]) == ("ok", "ok")
     for name, reason in (
-        ("raises", "ValueError: broken on purpose"), ("raises_at_import", "RuntimeError: broken on purpose at import"),
+        ("raises", "ValueError: broken on purpose"), ("raises_when_made", "TypeError: broken on purpose when made"),
+        ("raises_at_import", "RuntimeError: broken on purpose at import"),
         ("segfaults", "killed by SIGSEGV"), ("leaves", "exit code 0 and no result"), ("returns_nan", "scale"),
         ("supports_nothing", "W4A16g64 is not for me"),
     ):  # fmt: skip

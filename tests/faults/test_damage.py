@@ -40,10 +40,10 @@ def killed(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose store is in good part still in its log: a reader kept it there until all was killed."""
     out = quick.planned(tmp_path_factory.mktemp("killed") / "run")
     run = quick.start(out, behave={"step_seconds": 0.2})
-    wait_for(lambda: RunFolder(out).store.exists())
+    wait_for(lambda: RunFolder(out).store.exists() and statuses(out).get("W16A16") == "ok")
     reader = sqlite3.connect(RunFolder(out).store)
     reader.execute("BEGIN")
-    wait_for(lambda: _reads(reader))
+    reader.execute("SELECT count(*) FROM attempts").fetchone()
     wait_for(lambda: statuses(out).get("W4A16") == "ok")
     run.kill()
     run.communicate()
@@ -56,13 +56,6 @@ def killed(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("run.sqlite", "run.sqlite-wal"):
         (out / f"{name}.kept").replace(out / name)
     return out
-
-
-def _reads(reader: sqlite3.Connection) -> bool:
-    try:
-        return reader.execute("SELECT count(*) FROM attempts").fetchone() is not None
-    except sqlite3.Error:
-        return False
 
 
 def recorded_again(out: Path) -> list[dict[str, object]]:
