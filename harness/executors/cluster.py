@@ -99,7 +99,7 @@ class RayExecutor:
     def _placed(self, cells: Sequence[Cell]) -> tuple[Mapping[str, str], dict[str, Resources]]:
         """How much of its model each cell holds, and what it needs of a machine. Raises Problems where none has it."""
         there = machines()
-        budget = self._limits.memory_bytes or int(max(machine.has.memory_bytes for machine in there))
+        budget = self._limits.memory_bytes or int(max((machine.has.memory_bytes for machine in there), default=0))
         problems, needs, possible = [], {}, {cell.id: memory.possible(cell) for cell in cells}
         for cell in cells:
             fitting = [size for size in possible[cell.id].values() if size <= budget]
@@ -168,14 +168,14 @@ class RayExecutor:
             if isinstance(happening, Ending | Lost):
                 del self._running[stream]
                 yield running.cell.id, running.lost(running.fault) if running.fault else happening
-            elif happening["event"] == "left":
-                self._bring_home(running, happening["files"])
+            elif isinstance(happening, node.Left):
+                self._bring_home(running, happening.digests)
             else:
                 yield running.cell.id, happening
 
-    def _received(self, stream: Any, running: _Running) -> Happening | Lost:
+    def _received(self, stream: Any, running: _Running) -> Happening | node.Left | Lost:
         try:
-            happening: Happening | Lost = ray.get(next(stream))
+            happening: Happening | node.Left | Lost = ray.get(next(stream))
         except (StopIteration, ray.exceptions.TaskCancelledError):
             if not self._signals:
                 return running.lost("the cell's Ray worker left without a word")

@@ -50,8 +50,15 @@ class Assignment:
         return Cell.from_json(json.loads(self.asked)["cell"])
 
 
-def compute(assignment: Assignment, calibration: bytes | None) -> Iterator[Happening | Lost]:
-    """Run a cell's worker. Yields what it says, ``{"event": "left", "files": …}`` for files to be fetched, its end.
+@dataclass(frozen=True)
+class Left:
+    """Files that a worker has left in its cell's folder, for the machine that started the run to fetch."""
+
+    digests: Digests
+
+
+def compute(assignment: Assignment, calibration: bytes | None) -> Iterator[Happening | Left | Lost]:
+    """Run a cell's worker. Yields what it says, what it left, and last its end.
 
     ``calibration`` is the file that the run folder has under the cell's ``calibration_sha256``, for a machine without
     the run folder. What the machine itself lacks or breaks is told as Lost.
@@ -85,7 +92,7 @@ def libraries() -> dict[str, str | None]:
     return {name: version and version.partition("+")[0] for name, version in versions.items()}
 
 
-def _run(assignment: Assignment, run: RunFolder, folder: CellFolder) -> Iterator[Happening]:
+def _run(assignment: Assignment, run: RunFolder, folder: CellFolder) -> Iterator[Happening | Left]:
     said, known = 0.0, set(assignment.uploaded)
     pool = Pool(assignment.limits)
     with closing(pool.run([worker_command(run, folder, assignment.limits)])) as happenings:
@@ -148,7 +155,7 @@ def _furnish(assignment: Assignment, run: RunFolder, calibration: bytes | None) 
     assignment.depot.get(folder, earlier)
 
 
-def _left(assignment: Assignment, folder: CellFolder, known: set[str]) -> Event:
+def _left(assignment: Assignment, folder: CellFolder, known: set[str]) -> Left:
     """Upload what a worker left and is not ``known`` yet, where nobody else sees it; tell its digests.
 
     A worker writes a file once and whole; only its log, and the end that closes an attempt, change.
@@ -156,9 +163,9 @@ def _left(assignment: Assignment, folder: CellFolder, known: set[str]) -> Event:
     new = [name for name in left_files(folder) if name not in known]
     known |= set(new)
     if assignment.depot is not None:
-        return {"event": "left", "files": assignment.depot.put(folder, new)}
+        return Left(assignment.depot.put(folder, new))
     small = [name for name in new if name.endswith(".json")]
-    return {"event": "left", "files": {name: sha256(folder.path / name) for name in small}}
+    return Left({name: sha256(folder.path / name) for name in small})
 
 
 def _stage(detail: str) -> Event:

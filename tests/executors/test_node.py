@@ -70,9 +70,9 @@ def test_a_cell_travels_through_a_depot(
     assert isinstance(happened[-1], Ending)
     assert [path.name for path in home.path.iterdir()] == ["cell.json"]  # the machine never touched the run folder
     left: dict[str, str] = {}
-    for event in happened[:-1]:
-        assert isinstance(event, dict)
-        left |= event.get("files", {})
+    for happening in happened:
+        if isinstance(happening, node.Left):
+            left |= happening.digests
     assert away.depot is not None
     away.depot.get(home, left)
     depot.enlist(home, away.depot, left)

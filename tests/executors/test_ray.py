@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,8 +27,8 @@ SLEEPY = Path(__file__).parent / "sleepy.py"
 TIMES = ("seconds", "created", "quantize_seconds", "evaluate_seconds", "peak_memory_bytes", "artifact")
 CLUSTER = """
 import sys, ray
-joined = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000,
-                  _node_ip_address="127.0.0.1")
+joined = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000,
+                  _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
 print(joined.address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """
@@ -37,15 +38,16 @@ sys.stdin.read()
 def cluster(cache_of_the_tests: Path) -> Iterator[str]:
     """The address of a cluster of one machine with two processors; it ends with the tests, however they end."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens on the loopback interface only
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None and process.stdout is not None
-    address = process.stdout.readline().strip()
-    assert address, "Ray did not start"
-    yield address
-    process.stdin.close()
-    process.wait(timeout=60)
+    start = [sys.executable, "-P", "-c", CLUSTER]
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,  # sockets: short
+        subprocess.Popen([*start, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdin is not None and process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address, "Ray did not start"
+        yield address
+        process.stdin.close()
 
 
 def words(model: Path, out: Path, *more: str, methods: str = "rtn,gptq") -> list[str]:
