@@ -30,11 +30,15 @@ class Begun:
     """Where the training of a window may start."""
 
     name: str
-    prepared: Prepared
+    preparation: Preparation
     student: Student
     ships: QuantizedWindow
     """The student before it has learned anything."""
     errors: Errors
+    described: Mapping[str, Report]
+    """By linear, how it was prepared."""
+    settled: Mapping[str, torch.Tensor]
+    """What of the preparation the next window has to keep to."""
 
 
 @register("cbq")
@@ -152,35 +156,41 @@ class CBQ:
         learned = not self.guard or errors.better_than(begun.errors)
         facts |= begun.errors.report("_before") | errors.report() | {"kept_initialization": not learned}
         if not learned:  # and nothing needs to be held out any more
-            student = self.initial(window, begun.prepared, window.quantized, setting)
+            student = self.initial(window, begun.preparation.of(window), window.quantized, setting)
             before = after = student.hardened()
         facts["seconds"] = (time.monotonic() - start) / len(window.linears)
         rows = [
-            {"layer": name, **begun.prepared.described(name), **student.described(name, linear), **facts}
+            {"layer": name, **begun.described[name], **student.described(name, linear), **facts}
             for name, linear in before.linears.items()
         ]
-        state = student.state(window.staying) | begun.prepared.state(window.staying)
+        state = student.state(window.staying) | begun.settled
         return replace(after, report=tuple(rows), state=state if learned else {})
 
     def begin(self, window: Window, text: Text, held: Text, setting: Setting) -> Begun:
         """GPTQ's or rounded integers of the plain weights, or of those that CFP has prepared where these answer the
         text held out better. (Under ``rotate`` there is nothing that CFP could choose.)"""
 
-        def begun(name: str, prepared: Prepared) -> Begun:
+        def begun(name: str, preparation: Preparation, prepared: Prepared) -> Begun:
             student = self.initial(window, prepared, text.stream(), setting)
+            described = {name: prepared.described(name) for name in window.linears}
             ships = student.hardened()
-            return Begun(name, prepared, student, ships, self.errors(window, held, ships))
+            errors = self.errors(window, held, ships)
+            return Begun(name, preparation, student, ships, errors, described, prepared.state(window.staying))
 
-        plain = begun("plain", Preparation(None, None, self.exponent, self.rotate).of(window))
-        if self.rotate != "none" or not (self.cfp_activations or self.cfp_weights):
-            return plain
+        untouched = Preparation(None, None, self.exponent, self.rotate)
+        plain = begun("plain", untouched, untouched.of(window))
         scales = self.cfp_activations and setting.quantizes_activations
-        channels = self.outliers(self.max_channels) if scales else None
-        weights = self.outliers(self.max_truncated) if self.cfp_weights else None
-        prepared = Preparation(channels, weights, self.exponent).of(window)
+        if self.rotate != "none" or not (scales or self.cfp_weights):
+            return plain
+        preparation = Preparation(
+            self.outliers(self.max_channels) if scales else None,
+            self.outliers(self.max_truncated) if self.cfp_weights else None,
+            self.exponent,
+        )
+        prepared = preparation.of(window)
         if not prepared.changes:
             return plain
-        cfp = begun("cfp", prepared)
+        cfp = begun("cfp", preparation, prepared)
         return cfp if cfp.errors.better_than(plain.errors) or not self.guard else plain
 
     def initial(self, window: Window, prepared: Prepared, stream: Stream, setting: Setting) -> Student:
