@@ -19,7 +19,7 @@ from harness.methods.cbq_prepare import Preparation, Prepared
 from harness.methods.cbq_start import Start
 from harness.methods.cbq_student import Student
 from harness.settings import UNQUANTIZED, Setting
-from harness.window import Stream, Window
+from harness.window import Window
 
 Decay = Callable[[int], float]
 """From the number of a step to the fraction of its learning rate."""
@@ -30,11 +30,14 @@ class Begun:
     """Where the training of a window may start."""
 
     name: str
-    prepared: Prepared
     student: Student
     ships: QuantizedWindow
     """The student before it has learned anything."""
     errors: Errors
+    described: Mapping[str, Report]
+    """By linear, how it was prepared."""
+    settled: Mapping[str, torch.Tensor]
+    """What of the preparation the next window has to keep to."""
 
 
 @register("cbq")
@@ -113,7 +116,7 @@ class CBQ:
     holdout: int = 2
     """sequences that are not trained on"""
     guard: bool = True
-    """a window that is no better than its initialization on the sequences held out gets that of all the text"""
+    """a window that is no better than its initialization on the sequences held out keeps it"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the products of matrices in training; auto: bfloat16 where the machine multiplies it faster"""
 
@@ -144,7 +147,7 @@ class CBQ:
                 fix="calibrate on more sequences, or lower holdout",
             )
         trained, held = text.part(0, len(text) - self.holdout), text.part(len(text) - self.holdout, len(text))
-        begun = self.begin(window, trained, held, setting)
+        begun = self.begin(window, held, setting)
         student, before = begun.student, begun.ships
         with window.runner.installed(student.differentiable, ()):
             facts: Report = {"window": window.index, "start": begun.name, **self.train(window, student, trained)}
@@ -152,30 +155,32 @@ class CBQ:
         errors = self.errors(window, held, after)
         learned = not self.guard or errors.better_than(begun.errors)
         facts |= begun.errors.report("_before") | errors.report() | {"kept_initialization": not learned}
-        if not learned:  # and nothing needs to be held out any more
-            student = self.initial(window, begun.prepared, window.quantized, setting)
-            before = after = student.hardened()
         facts["seconds"] = (time.monotonic() - start) / len(window.linears)
         rows = [
-            {"layer": name, **begun.prepared.described(name), **student.described(name, linear), **facts}
+            {"layer": name, **begun.described[name], **student.described(name, linear), **facts}
             for name, linear in before.linears.items()
         ]
-        state = student.state(window.staying) | begun.prepared.state(window.staying)
-        return replace(after, report=tuple(rows), state=state if learned else {})
+        state = student.state(window.staying) | begun.settled
+        return replace(after if learned else before, report=tuple(rows), state=state if learned else {})
 
-    def begin(self, window: Window, text: Text, held: Text, setting: Setting) -> Begun:
+    def begin(self, window: Window, held: Text, setting: Setting) -> Begun:
         """GPTQ's or rounded integers of the plain weights, or of those that CFP has prepared where these answer the
-        text held out better. (Under ``rotate`` there is nothing that CFP could choose.)"""
+        text held out better. (Under ``rotate`` there is nothing that CFP could choose.)
+
+        GPTQ has all of the text, that held out too: training has to be better than the best that would ship without.
+        """
 
         def begun(name: str, prepared: Prepared) -> Begun:
-            student = self.initial(window, prepared, text.stream(), setting)
+            student = self.initial(window, prepared, setting)
+            described = {linear: prepared.described(linear) for linear in window.linears}
             ships = student.hardened()
-            return Begun(name, prepared, student, ships, self.errors(window, held, ships))
+            errors = self.errors(window, held, ships)
+            return Begun(name, student, ships, errors, described, prepared.state(window.staying))
 
         plain = begun("plain", Preparation(None, None, self.exponent, self.rotate).of(window))
-        if self.rotate != "none" or not (self.cfp_activations or self.cfp_weights):
-            return plain
         scales = self.cfp_activations and setting.quantizes_activations
+        if self.rotate != "none" or not (scales or self.cfp_weights):
+            return plain
         channels = self.outliers(self.max_channels) if scales else None
         weights = self.outliers(self.max_truncated) if self.cfp_weights else None
         prepared = Preparation(channels, weights, self.exponent).of(window)
@@ -184,12 +189,12 @@ class CBQ:
         cfp = begun("cfp", prepared)
         return cfp if cfp.errors.better_than(plain.errors) or not self.guard else plain
 
-    def initial(self, window: Window, prepared: Prepared, stream: Stream, setting: Setting) -> Student:
-        """The window as ``init`` quantizes it, for the inputs in ``stream``."""
+    def initial(self, window: Window, prepared: Prepared, setting: Setting) -> Student:
+        """The window as ``init`` quantizes it."""
         window.progress(f"{window.blocks[-1].name}: {self.init}")
         start = Start(self.rounding, self.rank, self.residual, self.damp)
         if self.init == "gptq":
-            return start.solved(window, prepared, stream, setting)
+            return start.solved(window, prepared, setting)
         return start.rounded(window, prepared, setting)
 
     def outliers(self, max_fraction: float) -> Outliers:
