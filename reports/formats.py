@@ -40,7 +40,7 @@ def markdown(boards: Sequence[Board]) -> str:
     """GitHub's tables. Markdown has no underline, so the second best are in italics."""
     parts = []
     for board in boards:
-        rows = [_markdown_row(map(escaped, board.header)), "|" + " --- |" * len(board.header)]
+        rows = [_markdown_row(map(escaped, board.header)), "| --- | --- |" + " ---: |" * (len(board.header) - 2)]
         for line in board.lines:
             places = [_emphasized(place) for place in line.places]
             rows.append(_markdown_row([*map(escaped, _head(line)), *places]))

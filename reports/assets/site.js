@@ -78,7 +78,7 @@
       value === null ? "" : `${digits(row.low)} to ${digits(row.high)}`, _: (value) => value } },
     { title: "vs full precision", data: "difference", className: "number", render: { display: (_, __, row) => difference(row),
       _: (value) => value } },
-    { title: "kept", data: "kept", className: "number", defaultContent: "", render: { display: (value) =>
+    { title: "recovery", data: "kept", className: "number", defaultContent: "", render: { display: (value) =>
       value === null ? "" : `${(100 * value).toFixed(1)} %`, _: (value) => value } },
     { title: "verdict", data: "verdict", render: { display: (value) => value ? element("span", value, `verdict ${value}`) : "", _: (value) => value } },
     { title: "n", data: "n", className: "number", defaultContent: "" },
