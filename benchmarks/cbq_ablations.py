@@ -97,7 +97,9 @@ class Plan:
             plan.vary("window size, stride", setting, *(
                 {"size": size, "stride": stride} for size, stride in ((1, 1), (2, 2), (2, 1), (4, 4), (4, 2), (4, 1))
             ))  # fmt: skip
-            plan.vary("pre-processing of weights", setting, {}, {"cfp_weights": False})
+            unguarded = {"guard": False}
+            plan.vary("guard", setting, {}, unguarded)
+            plan.vary("pre-processing of weights", setting, *({"cfp_weights": True, **g} for g in ({}, unguarded)))
             if not setting.startswith("W2A16"):
                 plan.vary("pre-processing of activations", setting, {}, {"cfp_activations": False})
                 plan.vary("rotation", setting, {}, {"rotate": "hadamard"}, {"rotate": "duquant"})

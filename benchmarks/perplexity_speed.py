@@ -27,7 +27,7 @@ def main() -> None:
     asked = parser.parse_args()
     model = load_model(fetch(resolve_model(asked.model), lambda *_: None), name=asked.model, dtype="float32")
     ids = evaluation_windows("pydoc", asked.length, asked.windows, model, None).ids
-    score_windows(model.module, ids[:1], None, lambda *_: None)  # warm-up
+    score_windows(model, ids[:1], None, lambda *_: None)  # warm-up
     bare, scored = [], []
     for number in range(len(ids)):
         window = ids[number : number + 1]
@@ -36,7 +36,7 @@ def main() -> None:
             model.module(window, use_cache=False)
             bare.append(time.perf_counter() - started)
         started = time.perf_counter()
-        score_windows(model.module, window, None, lambda *_: None)
+        score_windows(model, window, None, lambda *_: None)
         scored.append(time.perf_counter() - started)
     ratios = sorted(one / other for one, other in zip(scored, bare, strict=True))
     print(

@@ -63,7 +63,7 @@ def discover(model: PreTrainedModel) -> Architecture:
     Raises Unsupported, naming the culprit, for models without repeated blocks of ``nn.Linear`` layers, and for blocks
     that keep weights elsewhere (fused experts, transposed layers) or have linears that a token may not reach.
     """
-    names = _block_names(model)
+    names = block_names(model)
     modules = dict(model.named_modules())
     traces = {name: _Trace() for name in names}
     hooks = [hook for name in names for hook in _watch(name, modules[name], traces[name])]
@@ -76,7 +76,7 @@ def discover(model: PreTrainedModel) -> Architecture:
     return Architecture(tuple(_block(name, modules[name], traces[name]) for name in names))
 
 
-def _block_names(model: PreTrainedModel) -> list[str]:
+def block_names(model: PreTrainedModel) -> list[str]:
     """The module list that holds most of the parameters in linears, its members of one class."""
     best: tuple[int, str, nn.ModuleList] | None = None
     for name, module in model.named_modules():

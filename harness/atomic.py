@@ -49,6 +49,11 @@ def sweep(folder: Path) -> None:
         stale.unlink(missing_ok=True)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a file is a half-written one."""
+    return path.name.startswith(_MARK)
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

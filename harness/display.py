@@ -24,7 +24,7 @@ class PlainWatcher:
         self._ended = self._due = 0
 
     def due(self, cells: int) -> None:
-        self._due = cells
+        self._due += cells
 
     def started(self, name: str, title: str) -> None:
         self._say(f"start {title}")
@@ -49,9 +49,13 @@ class LiveWatcher:
         self._progress = progress
         self._bars: dict[str, TaskID] = {}
         self._whole: TaskID | None = None
+        self._due = 0
 
     def due(self, cells: int) -> None:
-        self._whole = self._progress.add_task("all cells", total=cells, stage="", detail="")
+        self._due += cells
+        if self._whole is None:
+            self._whole = self._progress.add_task("all cells", stage="", detail="")
+        self._progress.update(self._whole, total=self._due)
 
     def started(self, name: str, title: str) -> None:
         self._bars[name] = self._progress.add_task(escape(title), total=None, stage="start", detail="")

@@ -21,6 +21,7 @@ from harness.progress import Progress
 from harness.quantized import QuantizedModel
 from harness.quantizer import ActivationSpec
 from harness.settings import Setting
+from harness.spill import SpilledTensors
 from harness.window import Runner, Streams, Window, open_streams
 from harness.windowfiles import WindowFiles
 
@@ -37,11 +38,29 @@ def quantize_model(
     checkpoints: Path,
     progress: Progress,
 ) -> QuantizedModel:
+    """All windows of :func:`quantize_to_files` in memory."""
+    return quantize_to_files(
+        model, method, setting, calibration, seed=seed, checkpoints=checkpoints, progress=progress
+    ).joined()
+
+
+def quantize_to_files(
+    model: LoadedModel,
+    method: Method,
+    setting: Setting,
+    calibration: Int64[torch.Tensor, "n length"] | None,
+    *,
+    seed: int,
+    checkpoints: Path,
+    progress: Progress,
+    spill: Path | None = None,
+) -> WindowFiles:
     """Quantize every linear of ``model``, which itself is left as it was.
 
     Each finished window is written to ``checkpoints``; windows found there are not computed again, and the result is
-    bit-equal to that of an uninterrupted walk. Raises Unsupported for a setting the method cannot do, BadOutput, naming
-    the layer, when a result holds NaN or is not what the contract asks for.
+    bit-equal to that of an uninterrupted walk. Of a paged model only the blocks of a window are in memory; ``spill`` is
+    a folder for the streams, which otherwise are too. Raises Unsupported for a setting the method cannot do, BadOutput,
+    naming the layer, when a result holds NaN or is not what the contract asks for.
     """
     if reason := method.supports(setting):
         raise Unsupported(reason)
@@ -49,9 +68,9 @@ def quantize_model(
     with torch.no_grad(), _highest_precision(), torch.random.fork_rng(_accelerators(model)):
         if setting.quantizes_kv:
             allow_quantized_attention(model.module)
-        streams = _open_streams(model, method, calibration)
+        streams = _open_streams(model, method, calibration, spill)
         runner = streams.runner if streams else Runner(dict(model.module.named_modules()), {}, model.module.dtype)
-        files, result, carried = WindowFiles(checkpoints), QuantizedModel(), dict[str, torch.Tensor]()
+        files, carried = WindowFiles(checkpoints), dict[str, torch.Tensor]()
         for index, (members, leaving) in enumerate(windows(blocks, method.size, method.stride)):
             progress(_STAGE, index * method.stride, len(blocks), members[0].name)
             window = Window(
@@ -66,12 +85,13 @@ def quantize_model(
                 tuple(leaving),
                 carried,
             )
-            part = files.load(index) or _quantize_window(window, leaving, method, setting, files)
-            result, carried = result.joined(part), dict(part.state)
-            if streams and members[-1] is not blocks[-1]:
-                streams.advance(leaving, part)
+            with model.weights.holding(block.name for block in members):
+                part = files.load(index) or _quantize_window(window, leaving, method, setting, files)
+                carried = dict(part.state)
+                if streams and members[-1] is not blocks[-1]:
+                    streams.advance(leaving, part)
         progress(_STAGE, len(blocks), len(blocks))
-    return result
+    return files
 
 
 def windows(blocks: Sequence[Block], size: int, stride: int) -> Iterator[tuple[Sequence[Block], Sequence[Block]]]:
@@ -87,13 +107,14 @@ def windows(blocks: Sequence[Block], size: int, stride: int) -> Iterator[tuple[S
 
 
 def _open_streams(
-    model: LoadedModel, method: Method, calibration: Int64[torch.Tensor, "n length"] | None
+    model: LoadedModel, method: Method, calibration: Int64[torch.Tensor, "n length"] | None, spill: Path | None
 ) -> Streams | None:
     if not method.reads:
         return None
     if calibration is None:
         raise HarnessError("this method needs calibration data", fix="give some: --calibration pydoc:32x512")
-    return open_streams(model.module, model.architecture, calibration.to(model.device), method.reads)
+    keep = list if spill is None else partial(SpilledTensors, folder=spill)
+    return open_streams(model.module, model.architecture, calibration.to(model.device), method.reads, keep)
 
 
 def _quantize_window(
@@ -116,7 +137,8 @@ def _quantize_window(
 
 def _refuse_not_finite(window: Window) -> None:
     for name, linear in window.linears.items():
-        if not torch.isfinite(linear.weight).all():
+        # What is not finite spoils the sum, and a sum reads the weight once; that it overflows is seen at a second look.
+        if not torch.isfinite(linear.weight.sum()) and not torch.isfinite(linear.weight).all():
             raise BadOutput(
                 f"the weight of {name} holds NaN or infinity", fix="the checkpoint is damaged: fetch it again"
             )

@@ -29,13 +29,27 @@ class Ending:
     seconds: float
 
 
-def classify(ending: Ending, result: Mapping[str, Any] | None) -> tuple[Status, str | None]:
+@dataclass(frozen=True)
+class Lost:
+    """The machine that computed a cell failed, or could not begin: how the cell ended is not known."""
+
+    reason: str
+    seconds: float
+
+
+Event = Mapping[str, Any]  # what a process says while it runs
+Happening = Event | Ending
+
+
+def classify(ending: Ending | Lost, result: Mapping[str, Any] | None) -> tuple[Status, str | None]:
     """The status of a cell and the reason in words. ``result`` is what the worker itself said last, if it did.
 
     A worker that said how it ended is believed, even if it was stopped while it left.
     """
     if result is not None:
         return result["status"], result["reason"]
+    if isinstance(ending, Lost):
+        return "infra", ending.reason
     if ending.stopped == "timeout":
         return "timeout", f"stopped after {ending.seconds:.0f} seconds"
     if ending.stopped == "memory":

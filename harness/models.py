@@ -16,6 +16,9 @@ from transformers.utils import logging as transformers_logging
 from harness.architecture import Architecture, discover
 from harness.checkpoint import open_checkpoint
 from harness.errors import HarnessError
+from harness.pagedmodel import load_paged
+from harness.paging import InMemory, Paged, Weights
+from harness.placement import IN_MEMORY, Placement
 
 
 @dataclass
@@ -26,6 +29,12 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     name: str
     path: Path
+    paged: Paged | None = None
+
+    @property
+    def weights(self) -> Weights:
+        """Where the weights of the decoder blocks are."""
+        return self.paged or InMemory(self.module)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -37,35 +46,40 @@ class LoadedModel:
         return device
 
 
-def load_model(path: Path, *, name: str, dtype: str = "default", device: str = "cpu") -> LoadedModel:
+def load_model(
+    path: Path, *, name: str, dtype: str = "default", device: str = "cpu", placement: Placement = IN_MEMORY
+) -> LoadedModel:
     """The model at ``path``. ``dtype`` is ``float32``, ``bfloat16``, ``float16``, ``checkpoint`` or ``default``.
 
-    ``default`` is float32 on a CPU and the checkpoint's own elsewhere. Raises HarnessError when the folder is not a
-    sound checkpoint or transformers does not know its architecture.
+    ``default`` is float32 on a CPU and the checkpoint's own elsewhere. With ``placement.paged`` decoder blocks are read
+    when they are needed and dropped afterwards. Raises HarnessError when the folder is not a sound checkpoint or
+    transformers does not know its architecture.
     """
-    open_checkpoint(path)
+    checkpoint = open_checkpoint(path)
     transformers_logging.disable_progress_bar()
     if dtype == "default":
         dtype = "float32" if device == "cpu" else "checkpoint"
+    wanted = "auto" if dtype == "checkpoint" else getattr(torch, dtype)
+    paged = None
     try:
-        module = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype="auto" if dtype == "checkpoint" else getattr(torch, dtype),
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-        )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        if placement.paged:
+            module, paged = load_paged(checkpoint, wanted, device, placement.spill)
+        else:
+            module = AutoModelForCausalLM.from_pretrained(
+                path, dtype=wanted, trust_remote_code=False, use_safetensors=True, local_files_only=True
+            )
+            nn.Module.to(module, device)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise HarnessError(
             f"transformers cannot load {name!r}: {str(error).splitlines()[0]}",
             where=str(path),
             fix="use a checkpoint of a causal language model that this version of transformers knows",
         ) from error
-    nn.Module.to(module, device).eval().requires_grad_(False)
+    module.eval().requires_grad_(False)
     # Models made for chat warn on every long text; the harness cuts windows itself.
     tokenizer.model_max_length = int(1e30)
-    return LoadedModel(module, tokenizer, name, path)
+    return LoadedModel(module, tokenizer, name, path, paged)
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -17,6 +17,7 @@ from harness.calibration import CalibrationSpec, calibration_problem
 from harness.cells import BASELINE, EXECUTIONS, Cell, Execution
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.errors import HarnessError, Problems
+from harness.executors.choice import executor_problems
 from harness.limits import parse_bytes
 from harness.planfile import ModelFacts
 from harness.presets import ModelSource, resolve_model
@@ -88,6 +89,7 @@ def draft(request: Request) -> Draft:
     problems += _doubles("setting", [str(setting) for setting in settings])
     problems += _doubles("task", [task.key for task in tasks])
     problems += _wrong_words(request)
+    problems += executor_problems(request.executor, request.address, request.artifacts)
     problems += _data_problems(tasks, calibration, data_root)
     for model in models:
         if model.path is not None:

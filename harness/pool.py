@@ -15,13 +15,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from harness import events, processes
-from harness.endings import Ending, Stopped
+from harness.endings import Ending, Happening, Stopped
 from harness.limits import Limits
 
 MARK = "HARNESS_RUN_FOLDER"  # in the environment of every child: what was left behind is known by it
@@ -73,13 +73,13 @@ class Interrupted(Exception):
 
 
 class Pool:
-    """``jobs`` children at a time, within the limits. ``on_event`` gets what they say, as it comes."""
+    """``jobs`` children at a time, within the limits."""
 
-    def __init__(self, limits: Limits, on_event: Callable[[Command, dict[str, Any]], None]) -> None:
-        self._limits, self._on_event = limits, on_event
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, _Child] = {}
-        self._ended: list[tuple[Command, Ending]] = []
+        self._happened: deque[tuple[Command, Happening]] = deque()
         self._signals: list[int] = []
         self._abandon_at: float | None = None
 
@@ -88,15 +88,18 @@ class Pool:
         """The first signal that asked to stop, if one did."""
         return self._signals[0] if self._signals else None
 
-    def run(self, commands: Iterable[Command]) -> Iterator[tuple[Command, Ending]]:
-        """Start the commands in order and yield how each ended. Whoever stops iterating early stops the children."""
+    def run(self, commands: Iterable[Command]) -> Generator[tuple[Command, Happening], None, None]:
+        """Start the commands in order; yield what each says as it comes, and how it ended.
+
+        Whoever stops iterating early stops the children.
+        """
         waiting = iter(commands)
         with self._signals_noticed():
             try:
                 self._fill(waiting)
-                while self._children or self._ended:
-                    while self._ended:
-                        yield self._ended.pop(0)
+                while self._children or self._happened:
+                    while self._happened:
+                        yield self._happened.popleft()
                     if not self._children:
                         break
                     for key, _ in self._selector.select(self._patience()):
@@ -157,7 +160,7 @@ class Pool:
         except ValueError:  # a method wrote to a descriptor that is not its own; the harness writes whole lines
             return
         if isinstance(event, dict):
-            self._on_event(child.command, event)
+            self._happened.append((child.command, event))
 
     def _bury(self, child: _Child) -> None:
         """The child has ended: end what it left behind, hear it out, note how it ended."""
@@ -167,7 +170,8 @@ class Pool:
         self._forget(child)
         kernel_oom = processes.kernel_oom_kills() > child.oom_kills
         seconds = time.monotonic() - child.started
-        self._ended.append((child.command, Ending(returncode, child.stopped, kernel_oom, child.peak_bytes, seconds)))
+        ending = Ending(returncode, child.stopped, kernel_oom, child.peak_bytes, seconds)
+        self._happened.append((child.command, ending))
 
     def _patience(self) -> float:
         """Seconds until something must be done unasked."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -10,25 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from harness import atomic
 from harness.architecture import Architecture
 from harness.attention import AttentionSpec, allow_quantized_attention, set_spec
-from harness.errors import HarnessError
-from harness.kernels.bits import pack_bits, unpack_bits
+from harness.kernels.bits import pack_bits
 from harness.linear import QuantizedLinear
 from harness.method import QuantizedWindow, Report
-from harness.quantizer import ActivationSpec
+from harness.quantizedfile import QuantizedFile, Tensors, write
 from harness.simulation import simulate
-from harness.transform import InputTransform
-
-FORMAT_VERSION = 1
-_METADATA_KEY = "harness"
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,37 +58,12 @@ class QuantizedModel:
             attention[name] = asdict(spec.kv)
             if spec.rotation is not None:
                 tensors[f"{name}|rotation"] = spec.rotation.contiguous()
-        header = {
-            "format": FORMAT_VERSION,
-            "linears": described,
-            "attention": attention,
-            "report": self.report,
-        }
-        with atomic.replacing(path) as temporary:
-            save_file(tensors, temporary, {_METADATA_KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
+        write(path, tensors, {"linears": described, "attention": attention, "report": self.report})
 
     @classmethod
     def load(cls, path: Path) -> QuantizedModel:
         """Read what :meth:`save` wrote. Raises HarnessError for a file that is damaged or of another format."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})[_METADATA_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise HarnessError(
-                f"{path.name} is not a quantized model: {error}", where=str(path), fix="delete it"
-            ) from error
-        if header["format"] != FORMAT_VERSION:
-            raise HarnessError(f"{path.name} has format {header['format']}, not {FORMAT_VERSION}", where=str(path))
-        return cls(
-            linears=_linears_from_tensors(header["linears"], tensors),
-            norms={key.removesuffix("|norm"): value for key, value in tensors.items() if key.endswith("|norm")},
-            attention={
-                name: AttentionSpec(ActivationSpec(**kv), tensors.get(f"{name}|rotation"))
-                for name, kv in header["attention"].items()
-            },
-            report=tuple(header["report"]),
-        )
+        return cls().joined(QuantizedFile(path).part())
 
     def install(self, model: PreTrainedModel, architecture: Architecture) -> None:
         """Put the simulation of every linear, the norms and the attention specification in place, for good."""
@@ -146,29 +111,3 @@ def _linears_to_tensors(linears: Mapping[str, QuantizedLinear]) -> tuple[Tensors
             "transform": transforms[id(linear.transform)] if linear.transform else None,
         }
     return tensors, described
-
-
-def _linears_from_tensors(described: Mapping[str, dict[str, Any]], tensors: Tensors) -> dict[str, QuantizedLinear]:
-    owners = {about["transform"] for about in described.values()} - {None}
-    transforms = {owner: InputTransform.of_tensors(owner, tensors) for owner in owners}  # shared, as they were
-    return {
-        name: _linear(name, about, tensors, transforms.get(about["transform"])) for name, about in described.items()
-    }
-
-
-def _linear(name: str, about: dict[str, Any], tensors: Tensors, transform: InputTransform | None) -> QuantizedLinear:
-    scales = tensors[f"{name}|scales"]
-    zeros = torch.full(scales.shape, 2 ** (about["bits"] - 1), dtype=torch.uint8)
-    if f"{name}|zeros" in tensors:
-        zeros = unpack_bits(tensors[f"{name}|zeros"], about["bits"], tuple(scales.shape))
-    return QuantizedLinear(
-        codes=unpack_bits(tensors[f"{name}|codes"], about["bits"], tuple(about["shape"])),
-        scales=scales,
-        zeros=zeros,
-        bits=about["bits"],
-        group_size=about["group_size"],
-        axis=about["axis"],
-        bias=tensors.get(f"{name}|bias"),
-        activation=ActivationSpec(**about["activation"]) if about["activation"] else None,
-        transform=transform,
-    )

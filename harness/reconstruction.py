@@ -53,15 +53,20 @@ class Factorization:
         return weight.masked_fill(self.dead, 0) if self.dead.any() else weight
 
     def factor(self, order: Int64[torch.Tensor, " in"]) -> Float[torch.Tensor, "in in"]:
-        """U, upper triangular, with H⁻¹ = UᵀU for the Hessian in that order.
+        """U, upper triangular, with H⁻¹ = UᵀU for the Hessian in that order; each row divided by its diagonal entry.
 
-        Flipping both axes turns the Cholesky factor into H = R Rᵀ with R upper, and then U = R⁻¹: no inverse of H.
+        Flipping both axes turns the Cholesky factor into H = R Rᵀ with R upper, and then U = R⁻¹: no inverse of H. Of a
+        wide layer one such matrix takes half a gigabyte, so none is kept longer than it must.
         """
-        flipped = self.hessian[order][:, order].flip(0, 1)
-        r = torch.linalg.cholesky(flipped).flip(0, 1)
-        identity = torch.eye(len(r), dtype=r.dtype, device=r.device)
-        factor: torch.Tensor = torch.linalg.solve_triangular(r, identity, upper=True)
-        return factor
+        backwards = order.flip(0)
+        flipped = self.hessian[backwards][:, backwards]
+        lower = torch.linalg.cholesky(flipped)
+        del flipped
+        inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+        torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+        del lower
+        inverse.div_(inverse.diagonal().clone()[:, None])
+        return inverse.flip(0, 1)
 
     def error(self, difference: Float[torch.Tensor, "out in"]) -> Float[torch.Tensor, " out"]:
         """diag(ΔW H ΔWᵀ) / tokens for the damped H: the mean squared output error of each row, and its damping."""
@@ -246,7 +251,7 @@ def _round_columns(
     size = weight.shape[1]
     columns = weight.T.contiguous().index_select(0, order)
     original = columns.clone() if first_order else columns
-    owed = (factor / factor.diagonal()[:, None]).T.tril(-1)  # row k: what column k gives up to each earlier error
+    owed = factor.T  # row k: what column k gives up to each earlier error
     errors, codes = torch.zeros_like(columns), torch.empty_like(columns)
     block, stride = _tiling(size, block_size, levels.stride)
     for start in range(0, size, block):
@@ -256,7 +261,7 @@ def _round_columns(
             levels.look(first, columns)
             tile = errors[first:last]
             earlier = tile.T
-            rows = (columns[first:last], tile, codes[first:last], owed[first:last, first:last])
+            rows = (columns[first:last], tile, codes[first:last], owed[first:last, first:last].contiguous())
             for j, (column, error, code, owes) in enumerate(zip(*map(torch.unbind, rows), strict=True), first):
                 column.addmv_(earlier, owes, alpha=-1)  # errors of this tile that are not made yet are zero
                 scale, low, high = levels.of(j, column)

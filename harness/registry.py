@@ -14,12 +14,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.environment import allowed
 from harness.errors import HarnessError, unknown
 from harness.specs import Option, Scalar, Spec, bind
 
@@ -40,6 +41,32 @@ _KINDS = {"bool": "a boolean", "int": "an integer", "float": "a number", "str": 
 
 
 @dataclass(frozen=True)
+class Workspace:
+    """What a method holds at most beside the weights of its window; a class says it as ``workspace = {…}``.
+
+    The defaults are those of a method that does not say: high.
+    """
+
+    weights: float = 6.0
+    """Float32 copies of the window's weights."""
+    squares: float = 8.0
+    """Float32 matrices as wide and high as the widest linear has inputs: Hessians, their factors."""
+    streams: int = 2
+    """Calibration streams that it walks; 0: it looks at none."""
+    options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What some options, where they are on, add to the three above."""
+
+    def given(self, options: Mapping[str, Scalar]) -> Workspace:
+        """With these options."""
+        extra = [more for name, more in self.options.items() if options.get(name)]
+        return Workspace(
+            self.weights + sum(more.get("weights", 0) for more in extra),
+            self.squares + sum(more.get("squares", 0) for more in extra),
+            self.streams + int(sum(more.get("streams", 0) for more in extra)),
+        )
+
+
+@dataclass(frozen=True)
 class MethodInfo:
     """What can be known of a method without running it."""
 
@@ -53,6 +80,7 @@ class MethodInfo:
     class_name: str = ""
     module: str = ""
     """What to import; empty for a file that belongs to no package."""
+    workspace: Workspace = field(default_factory=Workspace)
     broken: str | None = None
     """Why the file cannot be used, as ``file:line: reason``."""
 
@@ -120,7 +148,9 @@ def import_failure(info: MethodInfo) -> str | None:
     """The traceback with which importing the method ends, None if it does not. Tried in a process of its own."""
     code = "import sys; from harness.registry import import_method, MethodInfo; import_method(*sys.argv[1:])"
     words = [sys.executable, "-P", "-c", code, info.source, info.module]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_IMPORT_SECONDS)
+    done = subprocess.run(
+        words, env=allowed(), capture_output=True, text=True, check=False, timeout=_IMPORT_SECONDS
+    )  # fmt: skip
     return None if done.returncode == 0 else done.stderr.strip() or f"it left with exit code {done.returncode}"
 
 
@@ -132,8 +162,12 @@ def is_path(method: str) -> bool:
 def find_method(method: str, infos: Mapping[str, MethodInfo]) -> MethodInfo:
     """The method of that name or file. Raises HarnessError when there is none or it is broken."""
     if is_path(method):
-        path = Path(method).resolve()
-        if not path.is_file():
+        try:
+            path = Path(method).resolve()
+            there = path.is_file()
+        except (OSError, ValueError):  # too long; a zero byte
+            there = False
+        if not there:
             raise HarnessError(f"method file {method!r} does not exist", fix="check the path")
         found = list(_read(path))
         if len(found) != 1:
@@ -207,9 +241,10 @@ def _read(path: Path, module: str = "") -> Iterator[MethodInfo]:
         summary = (ast.get_docstring(node) or "").strip().split("\n\n")[0].replace("\n", " ")
         try:
             options = tuple(_options(node))
-            yield MethodInfo(name, summary, options, str(path), digest, node.name, module)
+            yield MethodInfo(name, summary, options, str(path), digest, node.name, module, _workspace(node))
         except _NotAnOption as error:
-            yield MethodInfo(name, summary, (), str(path), digest, node.name, module, f"{path}:{error}")
+            broken = f"{path}:{error}"
+            yield MethodInfo(name, summary, (), str(path), digest, node.name, module, broken=broken)
 
 
 def _whole_package(path: Path) -> bytes:
@@ -224,6 +259,24 @@ def _registered_name(node: ast.stmt) -> str | None:
                 case [ast.Constant(value=str(name))]:
                     return name
     return None
+
+
+def _workspace(node: ast.ClassDef) -> Workspace:
+    for statement in node.body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id="workspace"), value=ast.expr() as value):
+                said = value
+            case ast.Assign(targets=[ast.Name(id="workspace")], value=value):
+                said = value
+            case _:
+                continue
+        try:
+            return Workspace(**ast.literal_eval(said))
+        except (ValueError, TypeError):
+            raise _NotAnOption(
+                f"{statement.lineno}: workspace is not a dictionary of {', '.join(Workspace.__dataclass_fields__)}"
+            ) from None
+    return Workspace()
 
 
 class _NotAnOption(Exception):

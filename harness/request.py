@@ -34,7 +34,10 @@ class Request:
     limit: int | None = None
     apply_chat_template: bool = False
     out: str | None = None
-    jobs: int = 1
+    executor: str = "local"
+    address: str | None = None
+    artifacts: str | None = None
+    jobs: int | None = None
     threads: int | None = None
     timeout: float | None = None
     memory: str | None = None
@@ -50,7 +53,16 @@ class Request:
 _WORDS = {
     bool: ("true or false", "true"), int: ("an integer", "1"), float: ("a number", "1"), str: ("a string", '"…"'),
 }  # fmt: skip
-_HOW = ("out", "jobs", "threads", "timeout", "memory")  # how a request is carried out, not what is asked
+_HOW = (
+    "out",
+    "executor",
+    "address",
+    "artifacts",
+    "jobs",
+    "threads",
+    "timeout",
+    "memory",
+)  # how a request is carried out, not what is asked
 
 
 def read_toml(path: Path, *, quick: bool = False) -> dict[str, Any]:
@@ -59,7 +71,7 @@ def read_toml(path: Path, *, quick: bool = False) -> dict[str, Any]:
     Raises HarnessError for a broken file or where there is no such table, Problems for unknown keys and wrong types.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         table = tomllib.loads(text)
     except FileNotFoundError:
         raise HarnessError(
@@ -67,7 +79,7 @@ def read_toml(path: Path, *, quick: bool = False) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise HarnessError(f"cannot read {str(path)!r}: {error}", fix="give a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise HarnessError(
             f"broken TOML: {error}", where=str(path), fix='write for example  methods = ["rtn"]'
         ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +12,11 @@ from typing import Any
 from harness import artifacts, atomic, provenance
 from harness.cells import Cell
 from harness.checkpoint import open_checkpoint
+from harness.endings import Ending
+from harness.environment import allowed_with_network
 from harness.errors import HarnessError, Infrastructure, Problems
+from harness.executors import Executor
+from harness.executors.local import LocalExecutor
 from harness.limits import Limits, parse_bytes, processors
 from harness.plan import Draft, complete
 from harness.planfile import ModelFacts, Plan, grown, read_plan, refuse_other_terms, write_plan
@@ -45,14 +48,26 @@ def run(draft: Draft, request: Request, folder: RunFolder, limits: Limits, watch
         cells = complete(draft, facts)
         plan = grown(old, draft, facts, cells, folder.path)
         write_plan(folder.plan, plan)
-        supervisor = Supervisor(claim, plan.cells, cells, limits, watcher, lambda: _start(request, limits), retry)
+        executor = executor_of(request, folder, limits)
+        supervisor = Supervisor(
+            claim, plan.cells, cells, executor, limits.threads, watcher, lambda: _start(request, limits), retry
+        )
         return Outcome(tuple(cells), supervisor.run())
+
+
+def executor_of(request: Request, folder: RunFolder, limits: Limits) -> Executor:
+    """Where the cells of a run are computed."""
+    if request.executor == "local":
+        return LocalExecutor(folder, limits)
+    from harness.executors.cluster import RayExecutor
+
+    return RayExecutor(folder, limits, address=request.address, artifacts=request.artifacts, jobs=request.jobs)
 
 
 def limits_of(request: Request) -> Limits:
     """Raises HarnessError for a memory size that is none."""
     return Limits(
-        jobs=request.jobs,
+        jobs=request.jobs or 1,
         threads=request.threads or processors(),
         timeout_seconds=request.timeout,
         memory_bytes=parse_bytes(request.memory) if request.memory else None,
@@ -106,20 +121,22 @@ def _prepare(draft: Draft, sources: list[ModelSource], folder: RunFolder, watche
 def _ask(question: Path, answer: Path, folder: RunFolder, watcher: Watcher) -> Mapping[str, Any]:
     name, log = "prepare", folder.inputs / "prepare.log"
 
-    def heard(_: Command, event: Mapping[str, Any]) -> None:
-        watcher.progress(name, event["stage"], event["done"], event["total"], event["detail"])
-
-    pool = Pool(Limits(), heard)
+    pool, seconds = Pool(Limits()), 0.0
     words = (sys.executable, "-P", "-m", "harness.prepare", str(question.resolve()), str(answer.resolve()))
-    # The only child that may use the network and its tokens: it fetches models.
-    environment = {**os.environ, **child_environment(folder)}
+    # The only child that may use the network and the hub's token: it fetches models, and runs no method.
+    environment = {**allowed_with_network(), **child_environment(folder)}
     watcher.started(name, "preparing models and calibration")
-    endings = [ending for _, ending in pool.run([Command(name, words, environment, log.resolve())])]
+    for _, happening in pool.run([Command(name, words, environment, log.resolve())]):
+        match happening:
+            case Ending():
+                seconds = happening.seconds
+            case event:
+                watcher.progress(name, event["stage"], event["done"], event["total"], event["detail"])
     if pool.interrupted_by is not None:
         raise Interrupted(pool.interrupted_by)
     found: dict[str, Any] | None = json.loads(answer.read_text()) if answer.is_file() else None
     status = "ok" if found and not found["problems"] else "stopped"
-    watcher.ended(name, "preparing models and calibration", status, None, endings[0].seconds)
+    watcher.ended(name, "preparing models and calibration", status, None, seconds)
     if found is None:
         lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
         raise Infrastructure(f"preparing the run failed: {lines[-1]}", where=str(log), fix="read the log")

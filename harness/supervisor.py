@@ -6,27 +6,23 @@ whenever, the same command goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import harness
-from harness import artifacts, atomic, processes
+from harness import artifacts, atomic, environment, processes
 from harness.cells import Cell
-from harness.endings import Ending, classify, resumes
+from harness.endings import Ending, Lost, classify, resumes
 from harness.errors import BadOutput, Infrastructure
+from harness.executors import Executor
 from harness.limits import Limits, processors
-from harness.pool import MARK, Command, Pool
-from harness.runfolder import Claim, RunFolder
-from harness.store import Attempt, Contents, Run, Store, read
-
-_ENVIRONMENT = (
-    "PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
-    "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "CC", "CXX",
-)  # fmt: skip
-_ENVIRONMENT_PREFIXES = ("LC_", "XDG_", "HARNESS_", "CUDA_", "NVIDIA_", "TRITON_", "TORCHINDUCTOR_")
+from harness.pool import MARK
+from harness.runfolder import CellFolder, Claim, RunFolder
+from harness.store import Attempt, Contents, Damaged, Run, Store, read, set_aside
 
 
 class Watcher(Protocol):
@@ -42,17 +38,17 @@ class Watcher(Protocol):
 
 
 class Supervisor:
-    """Runs what is due of the cells ``asked`` for, of all the ``cells`` of a claimed folder."""
+    """Runs what is due of the cells ``asked`` for, of all the ``cells`` of a claimed folder, with ``threads`` each."""
 
     def __init__(
-        self, claim: Claim, cells: Sequence[Cell], asked: Sequence[Cell], limits: Limits, watcher: Watcher,
-        start: Callable[[], Run], retry: bool,
+        self, claim: Claim, cells: Sequence[Cell], asked: Sequence[Cell], executor: Executor, threads: int,
+        watcher: Watcher, start: Callable[[], Run], retry: bool,
     ) -> None:  # fmt: skip
         self._claim, self._folder, self._cells, self._asked = claim, claim.folder, cells, asked
-        self._limits, self._watcher, self._start, self._retry = limits, watcher, start, retry
+        self._executor, self._threads, self._watcher = executor, threads, watcher
+        self._start, self._retry = start, retry
         self._by_id = {cell.id: cell for cell in asked}
-        store = self._folder.store
-        contents = read(store, "rw") if store.exists() else Contents([], [], [])
+        contents = _recorded(self._folder.store)
         self._last: dict[str, Attempt] = {row.cell: row for row in contents.attempts}
         self._measured = {(row.cell, row.task) for row in contents.measured}
         self._faults: dict[str, BadOutput] = {}  # of cells whose files are not what a worker writes
@@ -106,36 +102,47 @@ class Supervisor:
             return
 
     def _run_due(self) -> int | None:
-        pool = Pool(self._limits, self._heard)
-        if due := sum(map(self._is_due, self._asked)):
-            self._watcher.due(due)
-        for command, ending in pool.run(self._commands()):
-            cell = self._by_id[command.name]
-            status = self._conclude(cell, ending)
-            if status == "infra":
-                raise Infrastructure(
-                    f"the machine failed in {cell.model} {cell.label} {cell.setting}: {self._last[cell.id].reason}",
-                    where=str(self._folder.path),
-                    fix="mend it, then run the same command: what is recorded is kept",
-                )
-        return pool.interrupted_by
+        """Run the cells that are due; those whose machine failed once more, where there are other machines."""
+        due = [cell for cell in self._asked if self._is_due(cell)]
+        for tries_left in reversed(range(self._executor.tries)):
+            if not due:
+                break
+            self._watcher.due(len(due))
+            failed = self._run_once(due)
+            if self._executor.interrupted_by is not None:
+                break
+            due = failed if tries_left else []
+        return self._executor.interrupted_by
 
-    def _commands(self) -> Iterator[Command]:
-        """The cells that are due, each made ready when its turn comes."""
-        for cell in self._asked:
-            if not self._is_due(cell):
-                continue
-            self._claim.check()
-            folder = self._folder.cell(cell.id)
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.end.unlink(missing_ok=True)
-            attempt = self._attempts(cell) + 1
-            atomic.write_json(
-                folder.cell, {"cell": cell.to_json(), "attempt": attempt, "threads": self._limits.threads}
-            )
-            self._watcher.started(cell.id, _title(cell))
-            words = (sys.executable, "-P", "-m", "harness.worker", str(folder.path))
-            yield Command(cell.id, words, worker_environment(self._folder, self._limits), folder.log.resolve())
+    def _run_once(self, due: Sequence[Cell]) -> list[Cell]:
+        """Run cells. Returns those whose machine failed; raises Infrastructure at the first if it is the only one."""
+        failed = []
+        with contextlib.closing(self._executor.run(due, self._make_ready)) as happenings:
+            for name, happening in happenings:
+                cell = self._by_id[name]
+                if not isinstance(happening, Ending | Lost):
+                    self._heard(cell, happening)
+                elif self._conclude(cell, happening) == "infra":
+                    failed.append(cell)
+                    if self._executor.tries == 1:
+                        raise Infrastructure(
+                            f"the machine failed in {_title(cell)}: {self._last[cell.id].reason}",
+                            where=str(self._folder.path),
+                            fix="mend it, then run the same command: what is recorded is kept",
+                        )
+        return failed
+
+    def _make_ready(self, cell: Cell, placement: str) -> CellFolder:
+        """A cell's turn has come: its folder tells the worker what to do, and how much of the model to hold."""
+        self._claim.check()
+        folder = self._folder.cell(cell.id)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.end.unlink(missing_ok=True)
+        attempt = self._attempts(cell) + 1
+        asked = {"cell": cell.to_json(), "attempt": attempt, "threads": self._threads, "placement": placement}
+        atomic.write_json(folder.cell, asked)
+        self._watcher.started(cell.id, _title(cell))
+        return folder
 
     def _is_due(self, cell: Cell) -> bool:
         last = self._last.get(cell.id)
@@ -145,10 +152,9 @@ class Supervisor:
             return any((cell.id, task) not in self._measured for task in cell.tasks)
         return last.status != "unsupported" and (self._retry or resumes(last.status, last.returncode))
 
-    def _heard(self, command: Command, event: Mapping[str, Any]) -> None:
+    def _heard(self, cell: Cell, event: Mapping[str, Any]) -> None:
         """What a worker says. A method can write to the pipe too: anything else is passed over."""
         self._claim.check()
-        cell = self._by_id[command.name]
         match event:
             case {
                 "event": "progress",
@@ -166,9 +172,10 @@ class Supervisor:
             case {"event": "end"}:
                 self._said[cell.id] = dict(event)
 
-    def _conclude(self, cell: Cell, ending: Ending) -> str:
+    def _conclude(self, cell: Cell, ending: Ending | Lost) -> str:
         """Name the end of a cell and record it with all that the worker left."""
         folder = self._folder.cell(cell.id)
+        returncode, peak_bytes = (None, None) if isinstance(ending, Lost) else (ending.returncode, ending.peak_bytes)
         try:
             self._record_tasks(cell)
             if cell.id in self._faults:
@@ -178,10 +185,10 @@ class Supervisor:
                 said = artifacts.checked_end(self._said.pop(cell.id))
             status, reason = classify(ending, said)
             about = artifacts.quantized(folder)
-            self._record_end(cell, status, reason, ending.returncode, said or {}, about, ending.peak_bytes)
+            self._record_end(cell, status, reason, returncode, said or {}, about, peak_bytes)
         except BadOutput as error:
             status, reason = "bad_output", error.what
-            self._record_end(cell, status, reason, ending.returncode, {}, {}, ending.peak_bytes)
+            self._record_end(cell, status, reason, returncode, {}, {}, peak_bytes)
         self._watcher.ended(cell.id, _title(cell), status, reason, ending.seconds)
         return status
 
@@ -195,7 +202,7 @@ class Supervisor:
                 self._measured.add((cell.id, task))
 
     def _record_end(
-        self, cell: Cell, status: str, reason: str | None, returncode: int, said: Mapping[str, Any],
+        self, cell: Cell, status: str, reason: str | None, returncode: int | None, said: Mapping[str, Any],
         about: Mapping[str, Any], peak_bytes: int | None, *, number: int | None = None,
     ) -> None:  # fmt: skip
         row = artifacts.attempt(
@@ -209,16 +216,24 @@ class Supervisor:
         return self._last[cell.id].attempt if cell.id in self._last else 0
 
 
+def _recorded(store: Path) -> Contents:
+    """What the store holds. A damaged one is set aside: what the cells' folders hold is then recorded again."""
+    if not store.exists():
+        return Contents([], [], [])
+    try:
+        return read(store, "rw")
+    except Damaged as error:
+        kept = set_aside(store)
+        print(f"warning: {error.what}; kept as {kept.name}, read again from cells/", file=sys.stderr)
+        return Contents([], [], [])
+
+
 def worker_environment(folder: RunFolder, limits: Limits) -> dict[str, str]:
-    """What a worker sees of the environment: what is needed by name, no tokens, no network."""
-    kept = {
-        name: value for name, value in os.environ.items()
-        if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)
-    }  # fmt: skip
+    """What a worker sees of the environment: what is on the list, and no network."""
     threads = {name: str(limits.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     # With more threads than processors, waiting threads must sleep, or they take the processor from those at work.
     waiting = {"OMP_WAIT_POLICY": "passive"} if limits.jobs * limits.threads > processors() else {}
-    return kept | threads | waiting | child_environment(folder) | {
+    return environment.allowed() | threads | waiting | child_environment(folder) | {
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

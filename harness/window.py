@@ -9,7 +9,7 @@ the embedded ones, position by position, and passes through the quantized blocks
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -21,12 +21,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from harness.architecture import Architecture, Block
-from harness.attention import AttentionSpec, set_spec
+from harness.attention import AttentionSpec
 from harness.hessian import Hessian
 from harness.linear import QuantizedLinear
 from harness.method import QuantizedWindow, StreamName
 from harness.quantizer import ActivationSpec, simulate_tokens
 from harness.simulation import simulate
+from harness.standins import forward_of, replaced, standing_in
 from harness.transform import InputTransform
 
 CHUNK_TOKENS = 2048
@@ -38,7 +39,11 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class Stream:
     """Hidden states at the start of a window, in chunks [sequences, length, hidden]."""
 
-    chunks: list[Float[torch.Tensor, "_n t hidden"]]
+    chunks: Sequence[Float[torch.Tensor, "_n t hidden"]]
+
+
+Keep = Callable[[Iterable[torch.Tensor]], Sequence[torch.Tensor]]
+"""Takes chunks as they are computed, and keeps them in memory or elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -70,39 +75,13 @@ class Runner:
         output = self.modules[block.name](hidden, **self.arguments[block.name])
         return output[0] if block.returns_tuple else output  # type: ignore[no-any-return]
 
-    @contextmanager
-    def installed(self, part: QuantizedWindow, blocks: Iterable[Block]) -> Iterator[None]:
+    def installed(self, part: QuantizedWindow, blocks: Iterable[Block]) -> AbstractContextManager[None]:
         """Within, the linears, norms and attention of ``part`` stand in for the model's own."""
-        shared = [group for block in blocks for group in block.shared_inputs]
-        with ExitStack() as stack:
-            stack.enter_context(self.replaced(simulate(part.linears, shared, self.dtype)))
-            for name, value in part.norms.items():
-                stack.enter_context(self._revalued(name, value))
-            for name, spec in part.attention.items():
-                stack.callback(set_spec, self.modules[name], set_spec(self.modules[name], spec))
-            yield
+        return standing_in(self.modules, part, blocks, self.dtype)
 
-    @contextmanager
-    def replaced(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    def replaced(self, modules: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
         """Within, ``modules`` stand in for the model's own of those names."""
-        with ExitStack() as stack:
-            for name, module in modules.items():
-                parent_name, _, child = name.rpartition(".")
-                parent = self.modules[parent_name]
-                stack.callback(setattr, parent, child, getattr(parent, child))
-                setattr(parent, child, module)
-            yield
-
-    @contextmanager
-    def _revalued(self, name: str, value: torch.Tensor) -> Iterator[None]:
-        owner, _, child = name.rpartition(".")
-        parameter = getattr(self.modules[owner], child)
-        original = parameter.data
-        parameter.data = value.to(original)
-        try:
-            yield
-        finally:
-            parameter.data = original
+        return replaced(self.modules, modules)
 
 
 @dataclass(frozen=True)
@@ -201,7 +180,7 @@ class Window:
         walkers = [_Walker(self, stream, {} if stream is untouched else attention) for stream in streams]
         with ExitStack() as stack:
             for name, linear in self.linears.items():
-                stack.enter_context(_forward_of(linear, partial(_gate, name, linear.forward)))
+                stack.enter_context(forward_of(linear, partial(_gate, name, linear.forward)))
             for walker in walkers:
                 stack.callback(walker.stop)
             for names in (*self.shared_inputs, ()):
@@ -261,8 +240,7 @@ class _Walker:
         self.window, self.attention = window, attention
         self.firsts = {group[0] for group in window.shared_inputs}
         self.stand_ins: dict[str, nn.Module] = {}
-        self.shapes = [chunk.shape[:2] for chunk in stream.chunks]
-        self.forwards = [_Forward(self, chunk) for chunk in stream.chunks]
+        self.forwards = [_Forward(self, stream, i) for i in range(len(stream.chunks))]
 
     def advance(self, names: tuple[str, ...]) -> SharedInput:
         """Run every chunk to the shared input ``names``, or to the end."""
@@ -273,7 +251,8 @@ class _Walker:
             raise RuntimeError(f"linears ran in another order: {arrivals[0][0]!r} came where {expected!r} was due")
         # Some architectures flatten sequences and tokens before some linears.
         chunks = [
-            x.unflatten(0, shape) if x.ndim == 2 else x for shape, (_, x) in zip(self.shapes, arrivals, strict=True)
+            x.unflatten(0, forward.shape) if x.ndim == 2 else x
+            for forward, (_, x) in zip(self.forwards, arrivals, strict=True)
         ]
         return SharedInput(names, chunks, self.window.runner, self.stand_ins)
 
@@ -288,13 +267,14 @@ class _Walker:
 class _Forward(greenlet):  # type: ignore[misc]
     """A forward pass of one chunk through a window."""
 
-    def __init__(self, walker: _Walker, chunk: torch.Tensor) -> None:
+    def __init__(self, walker: _Walker, stream: Stream, index: int) -> None:
         super().__init__()
-        self.walker, self.chunk = walker, chunk
+        self.walker, self.stream, self.index = walker, stream, index
+        self.shape = torch.Size()
 
     def run(self) -> tuple[str, torch.Tensor]:
-        chunk = self.chunk
-        del self.chunk  # hidden states of passed blocks are not kept
+        chunk = self.stream.chunks[self.index]
+        self.shape = chunk.shape[:2]
         for block in self.walker.window.blocks:
             chunk = self.walker.window.runner.block(block, chunk)
         return "", chunk
@@ -311,20 +291,10 @@ def _gate(name: str, plain: Callable[[torch.Tensor], torch.Tensor], x: torch.Ten
     return plain(x) if stand_in is None else stand_in(x)
 
 
-@contextmanager
-def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within, ``module`` is computed by ``forward``; its parameters stay in sight."""
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-
-
 def relative_error(weight: Float[torch.Tensor, "out in"], approximation: Float[torch.Tensor, "out in"]) -> float:
     """‖W − Ŵ‖² / ‖W‖²."""
     weight = weight.float()
-    return float((weight - approximation).square().sum() / weight.square().sum().clamp(min=1e-30))
+    return float(torch.dist(weight, approximation).square() / weight.norm().square().clamp(min=1e-30))
 
 
 @dataclass
@@ -333,6 +303,7 @@ class Streams:
 
     runner: Runner
     streams: dict[StreamName, Stream]
+    keep: Keep = list
     _ahead: dict[str, Stream] = field(default_factory=dict)  # the full-precision stream behind blocks already run
 
     def full_precision_behind(self, blocks: Sequence[Block]) -> Stream:
@@ -348,7 +319,7 @@ class Streams:
         """Push the full-precision stream through ``blocks`` as they are, the others as ``part`` leaves them."""
         for name, stream in self.streams.items():
             if name in part.outputs:
-                self.streams[name] = part.outputs[name]
+                self.streams[name] = Stream(self.keep(part.outputs[name].chunks))
             elif name == "full_precision":
                 self.streams[name] = self.full_precision_behind(blocks)
             else:
@@ -358,12 +329,12 @@ class Streams:
             self._ahead.pop(block.name, None)
 
     def _through(self, blocks: Sequence[Block], stream: Stream) -> Stream:
-        chunks = []
-        for chunk in stream.chunks:
+        def passed(chunk: torch.Tensor) -> torch.Tensor:
             for block in blocks:
                 chunk = self.runner.block(block, chunk)
-            chunks.append(chunk)
-        return Stream(chunks)
+            return chunk
+
+        return Stream(self.keep(passed(chunk) for chunk in stream.chunks))
 
 
 @dataclass
@@ -383,6 +354,7 @@ def open_streams(
     architecture: Architecture,
     calibration: Int64[torch.Tensor, "n length"],
     reads: frozenset[StreamName] = frozenset({"full_precision", "quantized"}),
+    keep: Keep = list,
 ) -> Streams:
     """The streams ``reads`` at the first block: the embedded calibration text, and each block's own arguments.
 
@@ -398,16 +370,13 @@ def open_streams(
         # One sequence alone: arguments made for a batch of one broadcast to any batch.
         capture.embed(model, calibration[:1])
         arguments = dict(capture.arguments)
-        chunks = [capture.embed(model, chunk) for chunk in calibration.split(per_chunk)]
-    mean = torch.stack([chunk.sum(dim=0, keepdim=True, dtype=torch.float32) for chunk in chunks]).sum(dim=0)
-    streams: dict[StreamName, Stream] = {
-        "full_precision": Stream(chunks),
-        "quantized": Stream(list(chunks)),
-        "mean": Stream([(mean / len(calibration)).to(chunks[0].dtype)]),
-    }
-    return Streams(
-        Runner(modules, arguments, model.dtype, sample), {name: s for name, s in streams.items() if name in reads}
-    )
+        chunks = keep(capture.embed(model, chunk) for chunk in calibration.split(per_chunk))
+    streams: dict[StreamName, Stream] = {"full_precision": Stream(chunks), "quantized": Stream(chunks)}
+    streams = {name: stream for name, stream in streams.items() if name in reads}
+    if "mean" in reads:
+        mean = torch.stack([chunk.sum(dim=0, keepdim=True, dtype=torch.float32) for chunk in chunks]).sum(dim=0)
+        streams["mean"] = Stream([(mean / len(calibration)).to(model.dtype)])
+    return Streams(Runner(modules, arguments, model.dtype, sample), streams, keep)
 
 
 @contextmanager
@@ -420,5 +389,5 @@ def _handing_on(block: Block, module: nn.Module, capture: _Capture, *, first: bo
             capture.hidden = hidden_states
         return (hidden_states,) if block.returns_tuple else hidden_states
 
-    with _forward_of(module, forward):
+    with forward_of(module, forward):
         yield

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-
-from harness import atomic
+from harness import sealed
 from harness.method import QuantizedWindow
 from harness.quantized import QuantizedModel
+from harness.quantizedfile import QuantizedFile, join
+
+_STATE = ".state.safetensors"
+
+_STATE_KEY, _STATE_FORMAT = "harness-state", 1
+_FIX = "delete it and run the cell again"
 
 
 @dataclass(frozen=True)
@@ -22,21 +26,43 @@ class WindowFiles:
         """The window ``index``, if it was finished before."""
         if not self._result(index).is_file():
             return None
-        found = QuantizedModel.load(self._result(index))
         # Only the last finished window still has its state: nobody reads that of the others.
-        state = load_file(self._state(index)) if self._state(index).is_file() else {}
-        return QuantizedWindow(found.linears, found.norms, found.attention, found.report, state=state)
+        state: sealed.Tensors = {}
+        if self._state(index).is_file():
+            _, state = sealed.load(self._state(index), _STATE_KEY, _STATE_FORMAT, fix=_FIX)
+        return replace(QuantizedFile(self._result(index)).part(), state=state)
 
     def save(self, index: int, part: QuantizedWindow) -> None:
         """The state goes first: where there is a result, there is the state that belongs to it."""
         if part.state:
-            with atomic.replacing(self._state(index)) as temporary:
-                save_file({name: value.contiguous() for name, value in part.state.items()}, temporary)
+            state = {name: value.contiguous() for name, value in part.state.items()}
+            sealed.save(self._state(index), _STATE_KEY, {"format": _STATE_FORMAT}, state)
         QuantizedModel().joined(part).save(self._result(index))
         self._state(index - 1).unlink(missing_ok=True)
+
+    def results(self) -> list[QuantizedFile]:
+        """What is finished, window after window."""
+        files = sorted(self.folder.glob("*.safetensors"))
+        return [QuantizedFile(file) for file in files if not file.name.endswith(_STATE)]
+
+    def joined(self) -> QuantizedModel:
+        """All windows in memory."""
+        model = QuantizedModel()
+        for file in self.results():
+            model = model.joined(file.part())
+        return model
+
+    def join_into(self, path: Path) -> None:
+        """All windows in one file, without their reports (:func:`harness.quantizedfile.join`)."""
+        join(self.results(), path)
+
+    def remove(self) -> None:
+        """Nobody needs them any more."""
+        for file in self.folder.glob("*"):
+            file.unlink()
 
     def _result(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"
 
     def _state(self, index: int) -> Path:
-        return self.folder / f"{index:05d}.state.safetensors"
+        return self.folder / f"{index:05d}{_STATE}"

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from harness.cells import Cell
 from harness.endings import Status
 from harness.errors import BadOutput, HarnessError, Infrastructure, Unsupported
 from harness.events import Events
+from harness.placement import Placement
 from harness.registry import create_method, describe_methods, find_method
 from harness.runfolder import CellFolder, RunFolder
 from harness.settings import Setting
@@ -37,7 +38,7 @@ if TYPE_CHECKING:  # the heavy half is imported when the cell is known to need i
     from harness.kernels.difference import Executions
     from harness.method import Method
     from harness.models import LoadedModel
-    from harness.quantized import QuantizedModel
+    from harness.quantizedfile import QuantizedFile
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
@@ -66,6 +67,7 @@ class Job:
     cell: Cell
     folder: CellFolder
     threads: int
+    placement: Placement
     progress: Events
     timings: Timings
 
@@ -81,7 +83,7 @@ class Job:
         if method is not None:
             with self.timings.timing("quantize"):
                 quantized = self.quantize(model, method)
-            quantized.install(model.module, model.architecture)
+            model.weights.quantize(quantized, model.architecture)
             executions = functools.cache(functools.partial(self.executions, model, quantized))
             if self.cell.execute == "kernels":
                 self.run_through_kernels(model, executions())
@@ -108,22 +110,28 @@ class Job:
         return method
 
     def load(self) -> LoadedModel:
-        from harness.models import load_model
-
         make_deterministic(self.threads, self.cell.seed)
         self.progress("load", 0, 1, self.cell.model)
+        return self._model()
+
+    def _model(self) -> LoadedModel:
+        from harness.models import load_model
+
         cell = self.cell
-        return load_model(Path(cell.model_path), name=cell.model, dtype=cell.dtype, device=cell.device)
+        return load_model(
+            Path(cell.model_path), name=cell.model, dtype=cell.dtype, device=cell.device, placement=self.placement
+        )
 
-    def quantize(self, model: LoadedModel, method: Method) -> QuantizedModel:
-        """The quantized model: from its artifact if that is whole, otherwise computed and written."""
-        from harness.driver import quantize_model
-        from harness.quantized import QuantizedModel
+    def quantize(self, model: LoadedModel, method: Method) -> QuantizedFile:
+        """The quantized model: its artifact if that is whole, otherwise computed and written."""
+        from harness.driver import quantize_to_files
+        from harness.quantizedfile import QuantizedFile
 
+        artifact = QuantizedFile(self.folder.quantized)
         if self.folder.quantized_report.is_file():
-            return QuantizedModel.load(self.folder.quantized)
+            return artifact
         start = time.monotonic()
-        quantized = quantize_model(
+        windows = quantize_to_files(
             model,
             method,
             Setting.parse(self.cell.setting),
@@ -131,29 +139,40 @@ class Job:
             seed=self.cell.seed,
             checkpoints=self.folder.windows,
             progress=self.progress,
+            spill=self.placement.spill,
         )
-        replace(quantized, report=()).save(self.folder.quantized)  # the report has times in it, the artifact has not
-        self.write_report(time.monotonic() - start, quantized.bits_per_weight, quantized.packed_bytes, quantized.report)
-        for window in self.folder.windows.glob("*"):
-            window.unlink()
-        return quantized
+        windows.join_into(self.folder.quantized)
+        report = [row for window in windows.results() for row in window.report]
+        self.write_report(time.monotonic() - start, artifact.bits_per_weight, artifact.packed_bytes, report)
+        windows.remove()
+        return artifact
 
     def calibration(self) -> torch.Tensor:
         """Token ids [sequences, length], the same for every method of the run."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        assert self.cell.calibration_sha256 is not None
-        run = RunFolder(self.folder.path.parents[1])
-        return load_file(run.calibration(self.cell.calibration_sha256))["ids"]
+        from harness.calibration import calibration_sha256
 
-    def executions(self, model: LoadedModel, quantized: QuantizedModel) -> Executions:
+        assert self.cell.calibration_sha256 is not None
+        path = RunFolder(self.folder.path.parents[1]).calibration(self.cell.calibration_sha256)
+        fix = "delete the file and run the same command: it is written again"
+        try:
+            ids = load_file(path)["ids"]
+        except (SafetensorError, OSError, KeyError) as error:
+            raise HarnessError(f"the calibration tokens cannot be read: {error}", where=str(path), fix=fix) from error
+        if calibration_sha256(ids.numpy()) != self.cell.calibration_sha256:
+            raise HarnessError("the calibration tokens are not those of the plan", where=str(path), fix=fix)
+        return ids
+
+    def executions(self, model: LoadedModel, quantized: QuantizedFile) -> Executions:
         """The simulation that is in place, and the kernels on the packed layers as they lie on disk."""
         from harness.kernels.difference import Executions
         from harness.kernels.execute import check_precision, kernel_modules, packed_layers
         from harness.kernels.packfile import load_packed, save_packed
 
         if not self.folder.packed.is_file():
-            save_packed(packed_layers(quantized.linears), self.folder.packed)
+            save_packed(packed_layers(quantized.part().linears), self.folder.packed)
         kernels = kernel_modules(load_packed(self.folder.packed), model.device)
         simulation = {name: model.module.get_submodule(name) for name in kernels}
         return Executions(simulation, kernels, check_precision(kernels, [1, 64]))
@@ -182,19 +201,14 @@ class Job:
         self, pending: Sequence[TaskSpec], model: LoadedModel, executions: Callable[[], Executions] | None
     ) -> None:
         """Evaluate the tasks; each is written, then announced, as soon as it is final."""
-        from harness.models import load_model
         from harness.tasks.evaluate import evaluate
         from harness.tasks.measurement import write_result
-
-        def reference() -> LoadedModel:
-            cell = self.cell
-            return load_model(Path(cell.model_path), name=cell.model, dtype=cell.dtype, device=cell.device)
 
         data_root = Path(self.cell.data_root) if self.cell.data_root else None
         results = evaluate(
             pending,
             model,
-            reference=None if self.cell.is_baseline else reference,
+            reference=None if self.cell.is_baseline else self._model,
             executions=executions,
             data_root=data_root,
             seed=self.cell.seed,
@@ -258,7 +272,8 @@ def main() -> None:
         return
     folder, progress, timings = CellFolder(Path(sys.argv[1])), Events.from_environment(), Timings()
     asked = json.loads(folder.cell.read_text())
-    job = Job(Cell.from_json(asked["cell"]), folder, asked["threads"], progress, timings)
+    placement = Placement.named(asked["placement"], folder.path)
+    job = Job(Cell.from_json(asked["cell"]), folder, asked["threads"], placement, progress, timings)
     print(f"--- attempt {asked['attempt']}: {job.cell.model} {job.cell.setting} {job.cell.label}", flush=True)
     status, reason = how_it_ended(job.run)
     end = {"attempt": asked["attempt"], "status": status, "reason": reason, **timings.seconds}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -88,6 +88,7 @@ class DuQuant:
 
     size: ClassVar[int] = 1
     stride: ClassVar[int] = 1
+    workspace: ClassVar[dict[str, Any]] = {"weights": 4.0, "squares": 5.0, "streams": 3}
 
     @property
     def walked(self) -> tuple[StreamName, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -69,6 +69,9 @@ class GPTQ:
 
     size: ClassVar[int] = 1
     stride: ClassVar[int] = 1
+    workspace: ClassVar[dict[str, Any]] = {
+        "weights": 2.5, "squares": 5, "streams": 1, "options": {"asymmetric": {"squares": 2, "streams": 1}},
+    }  # fmt: skip
 
     @property
     def reads(self) -> frozenset[StreamName]:

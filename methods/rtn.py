@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from harness.linear import round_to_nearest
 from harness.method import QuantizedWindow, Report, StreamName, register
@@ -26,6 +26,7 @@ class RTN:
 
     size: ClassVar[int] = 1
     stride: ClassVar[int] = 1
+    workspace: ClassVar[dict[str, Any]] = {"weights": 1.5, "squares": 0.0, "streams": 0}
     reads: ClassVar[frozenset[StreamName]] = frozenset()
 
     def supports(self, setting: Setting) -> str | None:

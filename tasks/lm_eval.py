@@ -53,7 +53,7 @@ class SharingLM(HFLM):  # type: ignore[misc]
                 f"the tokenizer of {model.name} {'adds no' if bos else 'always adds a'} BOS token, whatever it is told",
                 fix="leave the option bos out, and compare with runs that do the same",
             )
-        self.scorer = Scorer.of(model.module)
+        self.scorer = Scorer.of(model)
         self._watch = watch
         self._done = self._total = 0
 

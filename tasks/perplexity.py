@@ -10,8 +10,9 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class EvaluationWindows:
 class Reference:
     """The model that the first ``windows`` windows (None: all) are compared with."""
 
-    module: PreTrainedModel
+    model: LoadedModel
     windows: int | None = None
 
 
@@ -85,9 +86,9 @@ def measure_windows(
     divergence = [spec for spec in specs if spec.kind == "kl"]
     against = None
     if divergence:
-        against = Reference(model.module if reference is None else reference().module, _most(divergence))
+        against = Reference(model if reference is None else reference(), _most(divergence))
     started = time.monotonic()
-    scores = score_windows(model.module, windows.ids, against, lambda done, of: progress(corpus, done, of))
+    scores = score_windows(model, windows.ids, against, lambda done, of: progress(corpus, done, of))
     hashes = _hashes(windows.ids)
     seconds = (time.monotonic() - started) / len(specs)
     manifest = windows.manifest | {"head": scores.head, "vocabulary": model.module.config.get_text_config().vocab_size}
@@ -143,30 +144,37 @@ def evaluation_windows(
 
 @torch.inference_mode()
 def score_windows(
-    module: PreTrainedModel,
+    model: LoadedModel,
     ids: Int[torch.Tensor, "windows length"],
     reference: Reference | None,
     progress: Callable[[int, int], None],
 ) -> WindowScores:
-    """One forward pass a window, and one of the reference unless that is ``module`` itself."""
+    """One forward pass a window, and one of the reference unless that is ``model`` itself."""
     probe = ids[:1, :_PROBE_TOKENS]
-    sliced = head_is_all(module, probe)
-    other = reference.module if reference is not None and reference.module is not module else None
-    other_sliced = other is not None and head_is_all(other, probe)
+    sliced = head_is_all(model.module, probe)
+    found = model.weights.run([partial(_states, model.module, window, sliced) for window in ids], progress)
     compared = 0 if reference is None else len(ids) if reference.windows is None else reference.windows
+    other = reference.model if reference is not None and reference.model is not model else None
+    against = iter(()) if other is None else _reference_logits(other, ids[:compared], probe)
     sums = np.zeros((3, len(ids)))
-    progress(0, len(ids))
-    for number, window in enumerate(ids):
-        against = logits = _logits(module, window, sliced)
-        if other is not None and number < compared:
-            against = _logits(other, window, other_sliced)
-        sums[:, number] = _window_sums(logits, against if number < compared else None, window.to(module.device))
+    for number, (window, states) in enumerate(zip(ids, found, strict=True)):
+        logits = _logits(model.module, states, sliced)
+        to_compare = next(against) if other is not None and number < compared else logits
+        sums[:, number] = _window_sums(logits, to_compare if number < compared else None, window.to(model.device))
         if not np.isfinite(sums[:, number]).all():
-            layer = first_not_finite(module, window[None])
+            layer = first_not_finite(model.module, window[None])
             raise BadOutput(f"the model's probabilities in window {number} are not finite", where=layer)
-        progress(number + 1, len(ids))
     head = f"computed {POSITIONS_AT_ONCE} positions at a time" if sliced else "within the full forward pass"
     return WindowScores(sums[0], None if reference is None else (sums[1], sums[2]), head)
+
+
+def _reference_logits(
+    model: LoadedModel, ids: Int[torch.Tensor, "windows length"], probe: Int[torch.Tensor, "1 tokens"]
+) -> Iterator[Logits]:
+    sliced = head_is_all(model.module, probe)
+    passes = [partial(_states, model.module, window, sliced) for window in ids]
+    for states in model.weights.run(passes, lambda *_: None):
+        yield _logits(model.module, states, sliced)
 
 
 def head_is_all(module: PreTrainedModel, probe: Int[torch.Tensor, "1 tokens"]) -> bool:
@@ -174,28 +182,37 @@ def head_is_all(module: PreTrainedModel, probe: Int[torch.Tensor, "1 tokens"]) -
 
     Found out by trying: some architectures cap or scale logits afterwards, and then the full forward pass is needed.
     """
-    head = _head(module)
+    head = module.get_output_embeddings()
     if head is None or module.base_model is module:
         return False
-    probe = probe.to(module.device)
-    hidden = module.base_model(probe, use_cache=False)[0]
-    return torch.equal(head(hidden), module(probe, use_cache=False).logits)
+    probe, hidden = probe.to(module.device), list[torch.Tensor]()
+    hook = module.base_model.register_forward_hook(lambda _, __, output: hidden.append(output[0]))
+    try:
+        logits = module(probe, use_cache=False).logits
+    finally:
+        hook.remove()
+    if not hidden:  # the model reaches into its base
+        hidden.append(module.base_model(probe, use_cache=False)[0])
+    return torch.equal(head(hidden[0]), logits)
 
 
-def _head(module: PreTrainedModel) -> torch.nn.Module | None:
-    head: torch.nn.Module | None = module.get_output_embeddings()
-    return head
-
-
-def _logits(module: PreTrainedModel, window: Int[torch.Tensor, " length"], sliced: bool) -> Logits:
-    """A function from a range of positions to their logits in float32."""
+def _states(
+    module: PreTrainedModel, window: Int[torch.Tensor, " length"], sliced: bool
+) -> Float[torch.Tensor, "length hidden_or_vocabulary"]:
+    """The last hidden states, or the logits where the head is not apart."""
     batch = window[None].to(module.device)
-    head = _head(module)
-    if head is None or not sliced:
-        logits = module(batch, use_cache=False).logits[0]
-        return lambda start, stop: logits[start:stop].float()
-    hidden = module.base_model(batch, use_cache=False)[0][0]
-    return lambda start, stop: head(hidden[start:stop]).float()
+    run = module.base_model if sliced else module
+    output = run(batch, use_cache=False)
+    states: torch.Tensor = output[0][0] if sliced else output.logits[0]
+    return states
+
+
+def _logits(
+    module: PreTrainedModel, states: Float[torch.Tensor, "length hidden_or_vocabulary"], sliced: bool
+) -> Logits:
+    """A function from a range of positions to their logits in float32."""
+    head = module.get_output_embeddings() if sliced else torch.nn.Identity()
+    return lambda start, stop: head(states[start:stop]).float()
 
 
 def _window_sums(

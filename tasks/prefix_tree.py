@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+PASS_TOKENS = 40  # what a forward pass of a small model on two cores costs beside its tokens, in tokens
+
 
 @dataclass(frozen=True)
 class Request:
@@ -104,13 +106,28 @@ def _joins(tree: Tree, request: Request, largest: int, width: int) -> bool:
 
 
 def pack(trees: Sequence[Tree], budget: int) -> Iterator[list[Tree]]:
-    """Trees of about one size together, ``budget`` tokens at most with the padding; chains apart from the others."""
+    """Trees of about one size together, ``budget`` tokens at most with the padding; chains apart from the others.
+
+    Of all ways to cut the trees, longest first, into batches, the one that computes least: padding is computed too, and
+    a forward pass costs as much as ``PASS_TOKENS`` tokens however short it is.
+    """
     for chains in (False, True):
-        batch: list[Tree] = []
-        for tree in sorted((tree for tree in trees if tree.is_chain == chains), key=len, reverse=True):
-            if batch and len(batch[0]) * (len(batch) + 1) > budget:
-                yield batch
-                batch = []
-            batch.append(tree)
-        if batch:
-            yield batch
+        some = sorted((tree for tree in trees if tree.is_chain == chains), key=len, reverse=True)
+        yield from (some[start:end] for start, end in _cheapest_cuts([len(tree) for tree in some], budget))
+
+
+def _cheapest_cuts(lengths: Sequence[int], budget: int) -> list[tuple[int, int]]:
+    """Where to cut falling ``lengths`` into batches: the cheapest way to the first n, for one n after the other."""
+    costs, starts = np.full(len(lengths) + 1, np.inf), np.zeros(len(lengths) + 1, dtype=np.int64)
+    costs[0] = 0
+    for start, longest in enumerate(lengths):
+        most = max(1, budget // longest)
+        ends = np.arange(start + 1, min(start + most, len(lengths)) + 1)
+        cost = costs[start] + PASS_TOKENS + longest * (ends - start)
+        better = cost < costs[ends]
+        costs[ends[better]], starts[ends[better]] = cost[better], start
+    cuts, end = [], len(lengths)
+    while end:
+        cuts.append((int(starts[end]), end))
+        end = int(starts[end])
+    return cuts[::-1]

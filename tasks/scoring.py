@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from transformers import PreTrainedModel
 
+from harness.models import LoadedModel
 from harness.tasks.perplexity import head_is_all
 from harness.tasks.prefix_tree import Request, Tree, grow_trees, pack
 
 POSITIONS_AT_ONCE = 128  # of the output head: keeps float32 logits at 25 MB for 49,152 tokens
 _BUDGET = {"cpu": 2048, "cuda": 16384}  # tokens of a forward pass
+_PASSES_AT_ONCE = 64
 _TOLERANCE = 0.05  # of the hidden states' size; a mask or position that is ignored changes them far more
 
 
@@ -22,39 +25,49 @@ _TOLERANCE = 0.05  # of the hidden states' size; a mask or position that is igno
 class Scorer:
     """How one model is asked: found out once, by trying."""
 
-    module: PreTrainedModel
+    model: LoadedModel
     sliced: bool
     """Whether the head can be computed apart, at the positions that are read."""
     shares: bool
     """Whether the model takes masks and positions as given, so that requests can share their beginning."""
 
     @classmethod
-    def of(cls, module: PreTrainedModel) -> Scorer:
-        probe = torch.arange(10, device=module.device)
-        return cls(module, head_is_all(module, probe[None]), _takes_trees(module, probe))
+    def of(cls, model: LoadedModel) -> Scorer:
+        probe = torch.arange(10, device=model.device)
+        return cls(model, head_is_all(model.module, probe[None]), _takes_trees(model.module, probe))
 
     @property
     def budget(self) -> int:
-        return _BUDGET.get(self.module.device.type, _BUDGET["cpu"])
+        return _BUDGET.get(self.model.device.type, _BUDGET["cpu"])
 
+    @torch.inference_mode()
     def score(self, requests: Sequence[Request], advance: Callable[[int], None]) -> list[tuple[float, bool]]:
         """Log-likelihood of each request's targets, and whether they are what greedy decoding would say.
 
         ``advance`` is told how many requests each forward pass has answered.
         """
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-        width = self.module.config.get_text_config().hidden_size
-        share = self.shares and _within_window(self.module, requests)
-        for trees in pack(grow_trees(requests, largest=self.budget, width=width, share=share), self.budget):
-            found = self._score_batch(trees, requests)
+        module = self.model.module
+        width = module.config.get_text_config().hidden_size
+        share = self.shares and _within_window(module, requests)
+        batches = list(pack(grow_trees(requests, largest=self.budget, width=width, share=share), self.budget))
+        for trees, states in zip(batches, self._states(batches), strict=True):
+            found = self._read(states, trees, requests)
             for number, answer in found.items():
                 answers[number] = answer
             advance(len(found))
         return answers
 
-    @torch.inference_mode()
-    def _score_batch(self, trees: Sequence[Tree], requests: Sequence[Request]) -> dict[int, tuple[float, bool]]:
-        states = _forward(self.module, trees, self.sliced)
+    def _states(self, batches: Sequence[Sequence[Tree]]) -> Iterator[torch.Tensor]:
+        """What :func:`_forward` gives for each. Not all are under way at once: each has a mask in memory."""
+        for start in range(0, len(batches), _PASSES_AT_ONCE):
+            some = batches[start : start + _PASSES_AT_ONCE]
+            passes = [partial(_forward, self.model.module, trees, self.sliced) for trees in some]
+            yield from self.model.weights.run(passes, lambda *_: None)
+
+    def _read(
+        self, states: Float[torch.Tensor, "trees nodes _width"], trees: Sequence[Tree], requests: Sequence[Request]
+    ) -> dict[int, tuple[float, bool]]:
         nodes: dict[tuple[int, int], int] = {}  # every node that is read, once
         reads = [
             (nodes.setdefault((row, node), len(nodes)), target, number)
@@ -71,7 +84,7 @@ class Scorer:
             first, last = np.searchsorted(at, (start, start + POSITIONS_AT_ONCE))
             logits = picked[start : start + POSITIONS_AT_ONCE]
             if self.sliced:
-                logits = self.module.get_output_embeddings()(logits)
+                logits = self.model.module.get_output_embeddings()(logits)
             table = torch.log_softmax(logits.float(), dim=-1)
             index = torch.from_numpy(at[first:last] - start).to(table.device)
             target = torch.from_numpy(targets[first:last]).to(table.device)

@@ -1,5 +1,7 @@
 """Small random models of many architectures."""
 
+from pathlib import Path
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -16,6 +18,8 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from harness.models import LoadedModel
 
 SIZES = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 SIZES |= {"max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}
@@ -37,6 +41,11 @@ CONFIGS: dict[str, tuple[PreTrainedConfig, list[int]]] = {
 def build(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(CONFIGS[name][0]).eval().requires_grad_(False)
+
+
+def loaded(name: str) -> LoadedModel:
+    """The same with all that belongs to a model but a tokenizer."""
+    return LoadedModel(build(name), None, name, Path())
 
 
 def ids(sequences: int = 5, length: int = 24) -> torch.Tensor:

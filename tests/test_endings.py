@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from harness.endings import STATUSES, Ending, classify, resumes
+from harness.endings import STATUSES, Ending, Lost, classify, resumes
 
 
 def ending(returncode: int, **changes: object) -> Ending:
@@ -29,9 +29,10 @@ def ending(returncode: int, **changes: object) -> Ending:
         (ending(-signal.SIGTERM, stopped="timeout"), "timeout"),
         (ending(0, stopped="timeout"), "timeout"),
         (ending(-signal.SIGTERM, stopped="interrupt"), "interrupted"),
+        (Lost("the machine went away", 1.0), "infra"),
     ],
 )
-def test_ends_without_last_words(how: Ending, status: str) -> None:
+def test_ends_without_last_words(how: Ending | Lost, status: str) -> None:
     found, reason = classify(how, None)
     assert found == status in STATUSES
     assert reason

@@ -35,10 +35,10 @@ def command(tmp_path: Path):
 
 
 def outcome(*commands: Command, heard: list[dict[str, Any]] | None = None, **limits: Any) -> dict[str, Ending]:
-    pool = Pool(
-        Limits(**{"grace_seconds": 0.3, **limits}), lambda _, event: (heard if heard is not None else []).append(event)
-    )
-    return {command.name: ending for command, ending in pool.run(commands)}
+    happenings = list(Pool(Limits(**{"grace_seconds": 0.3, **limits})).run(commands))
+    if heard is not None:
+        heard += [event for _, event in happenings if not isinstance(event, Ending)]
+    return {command.name: ending for command, ending in happenings if isinstance(ending, Ending)}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_jobs_run_side_by_side_and_in_order(command) -> None:
 
 
 def test_the_next_child_starts_before_the_end_of_the_last_is_looked_at(command, tmp_path: Path) -> None:
-    pool = Pool(Limits(), lambda *_: None)
+    pool = Pool(Limits())
     mark = tmp_path / "started"
     run = pool.run([command("", "a"), command(f"open({str(mark)!r}, 'w')", "b")])
     assert next(run)[0].name == "a"
@@ -156,13 +156,14 @@ def test_the_next_child_starts_before_the_end_of_the_last_is_looked_at(command, 
 
 
 def test_whoever_stops_listening_stops_the_children(command) -> None:
-    heard: list[dict[str, Any]] = []
-    pool = Pool(Limits(jobs=2), lambda _, event: heard.append(event))
+    pool = Pool(Limits(jobs=2))
     long = command("import time; say(event='pid', pid=os.getpid()); time.sleep(60)", "long")
     run = pool.run([long, command("import time; time.sleep(0.5)", "short")])
+    heard = next(run)[1]
     assert next(run)[0].name == "short"
     run.close()
-    assert not alive(heard[0]["pid"])
+    assert isinstance(heard, dict)
+    assert not alive(heard["pid"])
 
 
 INTERRUPTED = """
@@ -172,7 +173,7 @@ from harness.limits import Limits
 from harness.pool import Command, Pool
 code = "import signal, time, sys; signal.signal(15, 1 if sys.argv[1] == 'deaf' else 0); time.sleep(60)"  # 1 is ignore
 words = (sys.executable, "-S", "-c", code, sys.argv[1])
-pool = Pool(Limits(grace_seconds=30), lambda *_: None)
+pool = Pool(Limits(grace_seconds=30))
 commands = [Command(f"c{i}", words, {}, Path(sys.argv[2]) / f"{i}.log") for i in range(2)]
 print("ready", flush=True)
 ends = {command.name: ending.stopped for command, ending in pool.run(commands)}

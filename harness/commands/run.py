@@ -31,7 +31,12 @@ def run(
     out: Annotated[
         str | None, typer.Option(help="Run folder; the same command resumes it. Default: runs/<name>")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
+    executor: Annotated[str | None, typer.Option(help="local: on this machine; ray: on a cluster's")] = None,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster. Default: RAY_ADDRESS, or this one's")] = None,
+    artifacts: Annotated[
+        str | None, typer.Option(help="Where machines that do not share the run folder put files: s3://bucket/folder")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Cells at a time. Default: 1; on a cluster, what fits.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of each cell. Default: all processors.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds that a cell may take.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory that a cell may hold: 24GB")] = None,
@@ -57,7 +62,8 @@ def run(
 
     flags = {
         "methods": listed(methods), "models": listed(models), "settings": listed(settings), "tasks": listed(tasks),
-        "calibration": calibration, "data_root": data_root, "out": out, "jobs": jobs, "threads": threads,
+        "calibration": calibration, "data_root": data_root, "out": out, "executor": executor,
+        "address": address, "artifacts": artifacts, "jobs": jobs, "threads": threads,
         "timeout": timeout, "memory": memory, "seed": seed, "dtype": dtype, "device": device, "execute": execute,
         "limit": limit, "apply_chat_template": apply_chat_template or None,
     }  # fmt: skip

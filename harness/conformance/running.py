@@ -7,7 +7,6 @@ was being asked is then told as failed, with how the process ended.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.endings import Ending, classify
+from harness.environment import allowed
 from harness.limits import Limits
 from harness.pool import Command, Interrupted, Pool
 from harness.runfolder import RunFolder
@@ -81,17 +81,16 @@ def check_methods(
     """
     verdicts = {method: Verdict(method) for method in methods}
 
-    def heard(command: Command, event: Mapping[str, Any]) -> None:
-        verdicts[command.name].hear(event)
-        on_event(command.name, event)
-
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, **child_environment(RunFolder(Path(folder)))}
-        pool = Pool(limits or Limits(), heard)
+        environment = {**allowed(), **child_environment(RunFolder(Path(folder)))}
+        pool = Pool(limits or Limits())
         commands = [_command(Path(folder, str(i)), method, real, environment) for i, method in enumerate(verdicts)]
-        for command, ending in pool.run(commands):
-            if pool.interrupted_by is None:
-                verdicts[command.name].close(ending, command.log)
+        for command, happening in pool.run(commands):
+            if not isinstance(happening, Ending):
+                verdicts[command.name].hear(happening)
+                on_event(command.name, happening)
+            elif pool.interrupted_by is None:
+                verdicts[command.name].close(happening, command.log)
                 yield verdicts[command.name]
         if pool.interrupted_by is not None:
             raise Interrupted(pool.interrupted_by)

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from harness.errors import HarnessError
 from harness.export.checkpoint import Finished, write_folder
 from harness.models import LoadedModel
-from harness.quantized import FORMAT_VERSION, QuantizedModel
+from harness.quantized import QuantizedModel
+from harness.quantizedfile import FORMAT_VERSION
 
 _METHOD = "harness"
 _ARTIFACT = "quantized.safetensors"

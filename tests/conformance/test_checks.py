@@ -63,6 +63,7 @@ def outcome(method: str, check: str) -> Outcome:
     return examine(Subject(info, create, case), next(c for c in CHECKS if c.name == check))
 
 
+@pytest.mark.fault(22, 23)
 @pytest.mark.parametrize(("method", "check", "words"), PLANTED)
 def test_what_is_planted_is_found_and_named(method: str, check: str, words: str) -> None:
     found = outcome(str(BROKEN / f"{method}.py"), check)

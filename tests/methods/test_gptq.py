@@ -121,7 +121,8 @@ def test_scale_of_the_hessian_does_not_matter(seed: int, format: WeightFormat, f
 def test_block_size_does_not_matter(seed: int, format: WeightFormat, block_size: int) -> None:
     weight, h = random(16, 96, seed=seed), hessian(correlated(256, 96, seed=seed))
     one, other = (solve(GPTQ(block_size=b), weight, h, format) for b in (128, block_size))
-    assert (one.codes != other.codes).float().mean() < 2e-3  # sums in another order may break a tie
+    # Sums in another order may break a tie; on axis ic also one of a scale's rounding, and so a whole column's.
+    assert (one.codes != other.codes).float().mean() < (2e-3 if format.axis == "oc" else 5e-2)
     assert float(one.error.sum()) == pytest.approx(float(other.error.sum()), rel=5e-2)
 
 
@@ -183,10 +184,10 @@ def test_error_is_below_babais_bound_where_nothing_is_clipped() -> None:
     wide = find_grid(weight * 3, format)
     problem = factorize(h, 0.01, where="layer", allow_rtn_fallback=False)
     order = torch.arange(64)
-    factor = problem.factor(order)
-    codes = solve_columns(weight, factor, order, StaticLevels(weight, wide, order), 128)
+    codes = solve_columns(weight, problem.factor(order), order, StaticLevels(weight, wide, order), 128)
     assert int(codes.min()) > 0 and int(codes.max()) < 15
-    bound = ((wide.scales.float() / 2).square() / factor.diagonal().square()).sum() / 512
+    diagonal = torch.linalg.cholesky(torch.linalg.inv(problem.hessian), upper=True).diagonal()
+    bound = ((wide.scales.float() / 2).square() / diagonal.square()).sum() / 512
     assert float(problem.error(weight - decode(codes, wide)).sum()) <= float(bound)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, OPTConfig, OPTForCausa
 
 from harness.corpora import evaluation_text
 from harness.errors import BadOutput, HarnessError
+from harness.models import LoadedModel
 from harness.progress import silent
 from harness.tasks.catalogue import parse_task
 from harness.tasks.evaluate import evaluate
@@ -105,7 +107,7 @@ def test_perplexity_and_kl_share_one_pass_and_one_reference(tiny_model, perturbe
     tiny_model.module.base_model.register_forward_hook(counting("reference"))
     texts = ["pydoc:windows=4:length=64", "pydoc_kl:windows=3:length=64", "pydoc_kl:windows=1:length=32"]
     together = measured(perturbed, *texts, reference=reference)
-    probes = 2 * 2  # each of the two passes tries the head on both models, twice
+    probes = 2  # each of the two passes tries the head on both models
     assert passes == {"model": 4 + 1 + probes, "reference": 3 + 1 + probes, "loaded": 1}
     alone = measured(perturbed, texts[0])
     assert passes["loaded"] == 1
@@ -134,7 +136,7 @@ def test_heads_that_do_more_than_multiply_are_found_out(architecture, config, pl
             parameter.mul_(10)
     ids = torch.randint(3, 500, (1, 100))
     assert head_is_all(module, ids[:, :16]) is plain
-    scores = score_windows(module, ids, None, lambda *_: None)
+    scores = score_windows(LoadedModel(module, None, "small", Path()), ids, None, lambda *_: None)
     with torch.no_grad():
         expected = F.cross_entropy(module(ids).logits[0, :-1], ids[0, 1:], reduction="sum").item()
     assert scores.nll[0] == pytest.approx(expected, rel=1e-5)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from harness.tasks.prefix_tree import Request, Tree, grow_trees, pack
+from harness.tasks.prefix_tree import PASS_TOKENS, Request, Tree, grow_trees, pack
 
 CHOICES = [Request((1, 2, 3, 4), (4, 9)), Request((1, 2, 3, 5, 6), (5, 6, 9)), Request((1, 2, 3), (7,))]
 
@@ -60,3 +62,20 @@ def test_packing_keeps_every_tree_and_the_budget(budget):
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= budget
         assert len({tree.is_chain for tree in batch}) == 1
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=8), st.integers(1, 200))
+def test_packing_computes_as_little_as_can_be(lengths, budget):
+    trees = grow_trees([Request(tuple(range(n, 2 * n)), (1,)) for n in lengths], largest=100, width=64, share=False)
+
+    def cost(batches):
+        return sum(PASS_TOKENS + len(batch) * max(batch) for batch in batches)
+
+    def all_cuts(rest):
+        yield [rest]
+        for i in range(1, len(rest)):
+            yield from ([rest[:i], *others] for others in all_cuts(rest[i:]))
+
+    falling = sorted(lengths, reverse=True)
+    legal = (c for c in all_cuts(falling) if all(len(b) == 1 or len(b) * max(b) <= budget for b in c))
+    assert cost([[len(tree) for tree in batch] for batch in pack(trees, budget)]) == min(map(cost, legal))

@@ -42,7 +42,7 @@ def one_by_one(module, wanted):
 
 def check(scorer, wanted, tolerance=1e-4):
     answers = scorer.score(wanted, lambda _: None)
-    expected = one_by_one(scorer.module, wanted)
+    expected = one_by_one(scorer.model.module, wanted)
     assert [greedy for _, greedy in answers] == [greedy for _, greedy in expected]
     for (likelihood, _), (alone, _) in zip(answers, expected, strict=True):
         assert likelihood == pytest.approx(alone, abs=tolerance)
@@ -50,7 +50,7 @@ def check(scorer, wanted, tolerance=1e-4):
 
 @pytest.mark.parametrize("name", architectures.CONFIGS)
 def test_requests_score_as_they_do_alone_on_every_architecture(name):
-    scorer = Scorer.of(architectures.build(name))
+    scorer = Scorer.of(architectures.loaded(name))
     assert scorer.shares
     check(scorer, requests())
     check(scorer, requests(longest=24))  # beyond some models' sliding window
@@ -61,7 +61,7 @@ def test_quantized_activations_keys_and_values_score_as_they_do_alone(setting, t
     method, parsed = create_method("rtn", {}), Setting.parse(setting)
     quantized = quantize_model(tiny_model, method, parsed, None, seed=0, checkpoints=tmp_path, progress=silent)
     quantized.install(tiny_model.module, tiny_model.architecture)
-    scorer = Scorer.of(tiny_model.module)
+    scorer = Scorer.of(tiny_model)
     assert scorer.shares
     check(scorer, requests(longest=30, vocabulary=512), tolerance=1e-3)
 
@@ -82,14 +82,14 @@ def test_greedy_answers_are_recognized(tiny_model):
     tokens = [5, 6, 7]
     said = tiny_model.module(torch.tensor([tokens])).logits[0, -1].argmax().item()
     wanted = [Request.of(tokens, [said], 64), Request.of(tokens, [said + 1], 64)]
-    assert [greedy for _, greedy in Scorer.of(tiny_model.module).score(wanted, lambda _: None)] == [True, False]
+    assert [greedy for _, greedy in Scorer.of(tiny_model).score(wanted, lambda _: None)] == [True, False]
 
 
 def test_the_shared_beginning_is_computed_once(tiny_model):
     seen = []
     embedding = tiny_model.module.get_input_embeddings()
     hook = embedding.register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
-    scorer = Scorer.of(tiny_model.module)
+    scorer = Scorer.of(tiny_model)
     seen.clear()
     context = list(range(3, 103))
     scorer.score([Request.of(context, [200 + n, 300], 500) for n in range(4)], lambda _: None)
@@ -100,7 +100,7 @@ def test_the_shared_beginning_is_computed_once(tiny_model):
 def test_the_head_sees_read_positions_only(tiny_model):
     seen = []
     hook = tiny_model.module.lm_head.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    scorer = Scorer.of(tiny_model.module)
+    scorer = Scorer.of(tiny_model)
     seen.clear()
     scorer.score([Request.of(list(range(3, 103)), [200 + n, 300], 500) for n in range(4)], lambda _: None)
     assert sum(seen) == 1 + 4
@@ -115,7 +115,7 @@ def test_a_model_that_ignores_positions_is_found_out(tiny_model, monkeypatch):
         return forward(*args, **rest)
 
     monkeypatch.setattr(tiny_model.module.base_model, "forward", deaf)
-    scorer = Scorer.of(tiny_model.module)
+    scorer = Scorer.of(tiny_model)
     assert not scorer.shares
     check(scorer, requests(longest=30, vocabulary=512))
 
@@ -124,6 +124,6 @@ def test_progress_counts_every_request(tiny_model, monkeypatch):
     monkeypatch.setitem(scoring._BUDGET, "cpu", 40)
     counts = []
     wanted = requests(longest=30, vocabulary=512)
-    Scorer.of(tiny_model.module).score(wanted, counts.append)
+    Scorer.of(tiny_model).score(wanted, counts.append)
     assert sum(counts) == len(wanted)
     assert len(counts) > 1
