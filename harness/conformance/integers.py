@@ -47,11 +47,13 @@ def honest_bits(subject: Subject) -> None:
     """What is stored is what the setting says, and no weight hides elsewhere: in scales, tiny groups or transforms.
 
     To pass: groups of the size that the setting asks for, at most 2^bits levels in each, orthogonal rotations that
-    all blocks of a layer share, and a bias only where the model has one or where a scale was folded through it.
+    all blocks of a layer share, and a bias only where the layer has one.
     """
     for name, linear in subject.base.quantized.linears.items():
         for fault in _hiding_places(linear, subject):
             raise Failed(f"{name}: {fault}")
+        if linear.bias is not None and subject.model.module.get_submodule(name).bias is None:
+            raise Failed(f"{name}: a bias, which the layer has none of")
 
 
 def _hiding_places(linear: QuantizedLinear, subject: Subject) -> Iterator[str]:

@@ -22,6 +22,7 @@ PLANTED = [
     ("codes_beyond_bits", "codes_within_bits", "beyond 4 bits"),
     ("one_weight_groups", "honest_bits", "groups of 1"),
     ("weight_in_rotation", "honest_bits", "not orthogonal"),
+    ("adds_a_bias", "honest_bits", "a bias, which the layer has none of"),
     ("changes_calibration", "leaves_calibration_alone", "chunk 0 of the quantized stream changed"),
     ("changes_model", "leaves_the_model_alone", "model.layers.0.mlp.down_proj.weight changed in window 0"),
     ("changes_the_embedding", "leaves_the_model_alone", "model.embed_tokens.weight changed over the whole walk"),
