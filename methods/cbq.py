@@ -160,7 +160,7 @@ class CBQ:
             {"layer": name, **begun.described[name], **student.described(name, linear), **facts}
             for name, linear in before.linears.items()
         ]
-        state = student.state(window.staying) | begun.settled
+        state = {**student.state(window.staying), **begun.settled}
         return replace(after if learned else before, report=tuple(rows), state=state if learned else {})
 
     def begin(self, window: Window, held: Text, setting: Setting) -> Begun:
