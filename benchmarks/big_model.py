@@ -31,7 +31,7 @@ LLAMA2_7B = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
     "vocab_size": 32000, "max_position_embeddings": 4096,
 }  # fmt: skip
-NARROW = LLAMA2_7B | {"hidden_size": 1024, "intermediate_size": 2752, "num_attention_heads": 8}
+NARROW = LLAMA2_7B | {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8}
 DEPTHS = (4, 8, 16, 32)
 BLUE, GREY = "#0072B2", "#999999"
 
