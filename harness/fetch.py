@@ -38,7 +38,7 @@ def _from_hub(source: ModelSource, progress: Progress) -> Path:
         folder = snapshot_download(
             source.location, revision=source.revision, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]
         )
-    except Exception as error:  # noqa: BLE001  # the library's own, the system's, and those of its HTTP client
+    except Exception as error:  # the library's own, the system's, and those of its HTTP client
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise Infrastructure(
             f"model {source.name!r} could not be fetched from the hub: {why}",
