@@ -76,7 +76,7 @@ def _random(size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.empty(size).normal_(0, size[1] ** -0.5, generator=generator).to(torch.bfloat16)
 
 
-def quantize(folder: Path, method: str, paged: bool) -> dict[str, Any]:
+def quantize(folder: Path, method: str, paged: bool, sequences: int) -> dict[str, Any]:
     """Quantize in this process; the most memory that it held."""
     from harness.driver import quantize_to_files
     from harness.models import load_model
@@ -88,7 +88,7 @@ def quantize(folder: Path, method: str, paged: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as windows:
         model = load_model(folder, name=folder.name, placement=Placement(paged=paged))
         _, create = method_class(method)
-        ids = torch.randint(0, 4000, (8, 256), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(0, 4000, (sequences, 256), generator=torch.Generator().manual_seed(0))
         quantize_to_files(
             model, create(), Setting.parse("W4A16g128"), ids, seed=0, checkpoints=Path(windows), progress=silent
         )
@@ -103,7 +103,7 @@ def depth(folder: Path, figure: Path) -> None:
         if not (model / "model.safetensors.index.json").is_file():
             make(model, NARROW | {"num_hidden_layers": blocks})
         for kind, found in peaks.items():
-            words = [sys.executable, "-P", __file__, "quantize", str(model), "--placement", kind]
+            words = [sys.executable, "-P", __file__, "quantize", str(model), "--placement", kind, "--sequences", "1"]
             done = subprocess.run(words, check=True, capture_output=True, text=True)
             found.append(int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"]))
             print(f"{blocks} blocks, {kind}: {found[-1] / 1e6:,.0f} MB", flush=True)
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--method", default="gptq")
     parser.add_argument("--placement", default="block by block", choices=["block by block", "in memory"])
+    parser.add_argument("--sequences", type=int, default=8, help="of 256 tokens, to calibrate on")
     parser.add_argument("--figure", type=Path, default=Path("memory_depth.svg"))
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,8 @@ def main() -> None:
         case "make":
             make(asked.folder, LLAMA2_7B)
         case "quantize":
-            print(json.dumps(quantize(asked.folder, asked.method, asked.placement == "block by block")))
+            paged = asked.placement == "block by block"
+            print(json.dumps(quantize(asked.folder, asked.method, paged, asked.sequences)))
         case "depth":
             depth(asked.folder, asked.figure)
 

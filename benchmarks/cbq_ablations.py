@@ -38,9 +38,9 @@ class Budget:
     """Of one row. Small enough for all rows together, large enough for windows of four blocks that overlap."""
 
     blocks: int = 6
-    train_sequences: int = 16
-    unseen_sequences: int = 6
-    length: int = 512
+    train_sequences: int = 8
+    unseen_sequences: int = 8
+    length: int = 256
 
     def __str__(self) -> str:
         return (
@@ -84,7 +84,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Plan:
-    """All rows; those of the parts say which option makes them, the first of each being the default's."""
+    """All rows, part by part. The options of a row that are the defaults are left out of its name."""
 
     seeds: tuple[int, ...]
     rows: list[Row] = field(default_factory=list)
@@ -97,7 +97,9 @@ class Plan:
             plan.vary("window size, stride", setting, *(
                 {"size": size, "stride": stride} for size, stride in ((1, 1), (2, 2), (2, 1), (4, 4), (4, 2), (4, 1))
             ))  # fmt: skip
-            plan.vary("pre-processing of weights", setting, {}, {"cfp_weights": False})
+            unguarded = {"guard": False}
+            plan.vary("guard", setting, {}, unguarded)
+            plan.vary("pre-processing of weights", setting, *({"cfp_weights": True, **g} for g in ({}, unguarded)))
             if not setting.startswith("W2A16"):
                 plan.vary("pre-processing of activations", setting, {}, {"cfp_activations": False})
                 plan.vary("rotation", setting, {}, {"rotate": "hadamard"}, {"rotate": "duquant"})
@@ -264,6 +266,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path("runs/cbq-ablations"))
     parser.add_argument("--settings", nargs="+", default=SETTINGS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--parts", nargs="+", help="only these parts, named as in the table's first column")
     parser.add_argument("--jobs", type=int, default=2)
     for name, default in asdict(Budget()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
@@ -273,7 +276,7 @@ def main() -> None:
     asked.scratch.mkdir(parents=True, exist_ok=True)
     budget = Budget(asked.blocks, asked.train_sequences, asked.unseen_sequences, asked.length)
     bench = Bench(folder, asked.model, budget, asked.data_root, asked.scratch, asked.jobs)
-    rows = Plan.of(tuple(asked.settings), tuple(asked.seeds)).rows
+    rows = [r for r in Plan.of(tuple(asked.settings), tuple(asked.seeds)).rows if r.part in (asked.parts or [r.part])]
     scores = bench.scores(rows)
     text = [
         "# What the parts of CBQ are worth",

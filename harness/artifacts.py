@@ -43,7 +43,7 @@ def measured(cell_id: str, folder: CellFolder, task: str) -> list[Measured]:
             )
             for row in summary["measurements"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadOutput(f"{task}: not a task's result: {error!r}", where=str(folder.tasks)) from error
 
 
@@ -92,7 +92,7 @@ def attempt(
 def _object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadOutput(f"not JSON: {error}", where=str(path)) from error
     if not isinstance(value, dict):
         raise BadOutput("not a JSON object", where=str(path))

@@ -80,6 +80,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise HarnessError(f"no checkpoint folder at {path}", fix="give a folder with config.json and *.safetensors")
     config = _json(path / "config.json")
+    if (path / "adapter_config.json").exists():  # transformers would load the model that it names, from wherever
+        raise HarnessError(
+            "this is an adapter, not a model", where=str(path), fix="merge it into its model: model.merge_and_unload()"
+        )
     tensors: dict[str, TensorInfo] = {}
     for file in _weight_files(path):
         tensors.update(_read_header(file))
@@ -89,9 +93,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _weight_files(path: Path) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_json(index).get("weight_map", {}).values()))
+        weight_map = _json(index).get("weight_map", {})
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise HarnessError(f"{index.name} has no map of weights", where=str(path), fix="fetch the checkpoint again")
+        names = sorted(set(weight_map.values()))
         for name in names:
-            if Path(name).name != name:
+            if Path(name).name != name or "\0" in name:
                 raise HarnessError(f"the index names a file outside the folder: {name!r}", where=str(index))
             if not (path / name).is_file():
                 raise HarnessError(f"{name} is missing", where=str(path), fix="fetch the checkpoint again")
@@ -125,7 +132,7 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             for name, entry in entries.items()
         }
         spans = sorted((int(e["data_offsets"][0]), int(e["data_offsets"][1]), name) for name, e in entries.items())
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
         raise _broken(file, "its header is not a safetensors header") from None
     end = 0
     for start, stop, name in spans:
@@ -147,13 +154,13 @@ def _broken(file: Path, why: str) -> HarnessError:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise HarnessError(f"{path.name} is missing", where=str(path.parent), fix="give a Hugging Face folder")
+    if path.stat().st_size > MAX_HEADER_BYTES:
+        raise HarnessError(f"{path.name} is too large to be one", where=str(path.parent), fix="fetch it again")
     try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise HarnessError(
-            f"{path.name} is missing", where=str(path.parent), fix="give a Hugging Face folder"
-        ) from None
-    except ValueError as error:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
         raise HarnessError(f"{path.name} is not JSON: {error}", where=str(path.parent), fix="fetch it again") from None
     if not isinstance(value, dict):
         raise HarnessError(f"{path.name} is not a JSON object", where=str(path.parent), fix="fetch it again")

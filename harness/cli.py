@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -26,6 +27,7 @@ for group in (run, results, reports, kernels, machine, methods):
 
 def main() -> None:
     """The entry point: a mistake of the user's is told plainly, and a closed stdout is no error."""
+    _speak_utf8()
     try:
         app()
     except Infrastructure as error:
@@ -35,6 +37,13 @@ def main() -> None:
     except BrokenPipeError:
         # Whoever read our output has left; Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _speak_utf8() -> None:
+    """A file or a pipe gets the same bytes whatever the locale; a terminal may show question marks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
 
 
 def _quit(message: str, code: int) -> None:

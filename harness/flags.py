@@ -19,6 +19,8 @@ def worse_than_guessing(results: Sequence[CellResult], run: Path) -> list[str]:
     for result in results:
         if result.cell.model not in sizes and (size := _vocabulary(result, run)):
             sizes[result.cell.model] = size
+    if not sizes:
+        return []
     return [
         f"{result.cell.model} {result.cell.setting} {result.cell.label}: {task} perplexity {number(row.value)} is "
         f"above the {sizes[result.cell.model]} tokens of the vocabulary: worse than guessing"

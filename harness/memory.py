@@ -29,7 +29,7 @@ _PROCESS_BYTES = 640_000_000  # Python, torch, transformers, and what the alloca
 _LM_EVAL_BYTES = 450_000_000
 _FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CHUNK_TOKENS = 2048
-_MARGIN = 1.08
+_MARGIN = 1.05
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def _quantizing(cell: Cell, size: ModelSize, workspace: Workspace, placement: st
         return 0
     blocks = int(cell.options.get("size") or 1)
     window = 0 if placement == IN_MEMORY else blocks * size.block * float_bytes
-    own = 4 * (workspace.weights * blocks * size.block + workspace.squares * size.widest**2)
+    # What is as wide as the widest layer and what is as large as the window are not there at the same time.
+    own = 4 * max(workspace.weights * blocks * size.block, workspace.squares * size.widest**2)
     if not workspace.streams:
         return window + own
     calibration = CalibrationSpec.parse(cell.calibration)

@@ -62,15 +62,24 @@ def resolve_model(name: str) -> ModelSource:
     presets = model_presets()
     if name in presets:
         return _from_preset(presets[name])
-    if name.startswith(("/", "./", "../", "~")) or (name and Path(name).is_dir()):
-        folder = Path(name).expanduser().resolve()
-        if not folder.is_dir():
-            raise HarnessError(f"model {name!r}: no such folder", where=str(folder), fix="check the path")
+    if name.startswith(("/", "./", "../", "~")) or (name and _folder(name)):
+        folder = _folder(name)
+        if folder is None:
+            raise HarnessError(f"model {name!r}: no such folder", fix="check the path")
         return ModelSource(folder.name, "folder", str(folder), None, folder)
     hub_id, _, revision = name.partition("@")
     if _HUB_ID.fullmatch(hub_id):
         return ModelSource(hub_id, "hub", hub_id, revision or None, _cached_snapshot(hub_id, revision or "main"))
     raise unknown("model", name, presets, listing="harness list models")
+
+
+def _folder(name: str) -> Path | None:
+    """The folder of that name, None where there is none or the name cannot be a path."""
+    try:
+        folder = Path(name).expanduser().resolve()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long; nobody's home; a zero byte
+        return None
 
 
 def _from_preset(preset: Preset) -> ModelSource:

@@ -11,6 +11,7 @@ Conventions (``specs`` of the field differ, so these are pinned):
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,7 +30,7 @@ SEARCH_BITS = 2  # at and below this width min-max wastes half of the levels on 
 SEARCH_COARSE = tuple(1 - i / 25 for i in range(20))  # 1.00, 0.96, …, 0.24
 SEARCH_FINE = (-0.02, -0.01, 0.01, 0.02)
 SEARCH_NORM = 2.5  # exponent of the error that the search minimises
-_SEARCH_CHUNK = 1 << 17  # elements worked on at once: they and their temporaries stay in the cache
+_CHUNK = 1 << 17  # elements worked on at once: they and their temporaries stay in the cache
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,36 @@ def find_grid(weight: Float[torch.Tensor, "out in"], format: WeightFormat) -> Gr
 
 def encode(weight: Float[torch.Tensor, "out in"], grid: Grid) -> UInt8[torch.Tensor, "out in"]:
     """The codes 0..2^bits−1 of ``weight`` on ``grid``."""
-    scales, zeros = expand(grid, weight.shape)
+    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     levels = 2**grid.format.bits - 1
-    return (weight.float() / scales).round_().add_(zeros).clamp_(0, levels).to(torch.uint8)
+    for w, code, scale, zero in _pieces(grid, weight, codes):
+        code.copy_((w.float() / scale).round_().add_(zero).clamp_(0, levels))
+    return codes
 
 
 def decode(codes: UInt8[torch.Tensor, "out in"], grid: Grid) -> Float[torch.Tensor, "out in"]:
     """The float32 weights that ``codes`` stand for."""
-    scales, zeros = expand(grid, codes.shape)
-    return (codes.float() - zeros) * scales
+    weight = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
+    for code, w, scale, zero in _pieces(grid, codes, weight):
+        torch.sub(code, zero, out=w)
+        w.mul_(scale)
+    return weight
+
+
+def _pieces(grid: Grid, *matrices: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Matching pieces of ``matrices`` [out, in], and scale and zero point broadcast to them.
+
+    They are small enough that they and what is made of them stay in the cache, and nothing as large as a weight is
+    allocated on the way.
+    """
+    along = 1 if grid.format.axis == "oc" else 0  # the dimension that groups run along
+    groups = grid.scales.shape[along]
+    views = [matrix.unflatten(along, (groups, matrix.shape[along] // groups)) for matrix in matrices]
+    scales, zeros = (t.float().unsqueeze(along + 1) for t in (grid.scales, grid.zeros))
+    step = max(1, _CHUNK // views[0][0].numel()) if matrices[0].device.type == "cpu" else len(views[0])
+    for start in range(0, len(views[0]), step):
+        piece = slice(start, start + step)
+        yield (*(view[piece] for view in views), scales[piece], zeros[piece])
 
 
 def expand(grid: Grid, shape: torch.Size) -> tuple[Float[torch.Tensor, "#out #in"], Float[torch.Tensor, "#out #in"]]:
@@ -157,7 +179,7 @@ def _search(
     format: WeightFormat,
 ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
     """For each row the shrink factor, and at 2 bits the neighbour of −lo/s as zero point, with the least error."""
-    step = max(1, _SEARCH_CHUNK // rows.shape[1])
+    step = max(1, _CHUNK // rows.shape[1])
     parts = [
         _search_chunk(rows[i : i + step].T.contiguous(), lo[i : i + step], hi[i : i + step], format)
         for i in range(0, rows.shape[0], step)

@@ -20,6 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.environment import allowed
 from harness.errors import HarnessError, unknown
 from harness.specs import Option, Scalar, Spec, bind
 
@@ -47,7 +48,7 @@ class Workspace:
     """
 
     weights: float = 6.0
-    """Float32 copies of the window's weights."""
+    """Float32 copies of the window's weights; counted where they are more than the squares."""
     squares: float = 8.0
     """Float32 matrices as wide and high as the widest linear has inputs: Hessians, their factors."""
     streams: int = 2
@@ -147,7 +148,9 @@ def import_failure(info: MethodInfo) -> str | None:
     """The traceback with which importing the method ends, None if it does not. Tried in a process of its own."""
     code = "import sys; from harness.registry import import_method, MethodInfo; import_method(*sys.argv[1:])"
     words = [sys.executable, "-P", "-c", code, info.source, info.module]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_IMPORT_SECONDS)
+    done = subprocess.run(
+        words, env=allowed(), capture_output=True, text=True, check=False, timeout=_IMPORT_SECONDS
+    )  # fmt: skip
     return None if done.returncode == 0 else done.stderr.strip() or f"it left with exit code {done.returncode}"
 
 
@@ -159,8 +162,12 @@ def is_path(method: str) -> bool:
 def find_method(method: str, infos: Mapping[str, MethodInfo]) -> MethodInfo:
     """The method of that name or file. Raises HarnessError when there is none or it is broken."""
     if is_path(method):
-        path = Path(method).resolve()
-        if not path.is_file():
+        try:
+            path = Path(method).resolve()
+            there = path.is_file()
+        except (OSError, ValueError):  # too long; a zero byte
+            there = False
+        if not there:
             raise HarnessError(f"method file {method!r} does not exist", fix="check the path")
         found = list(_read(path))
         if len(found) != 1:

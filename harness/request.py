@@ -71,7 +71,7 @@ def read_toml(path: Path, *, quick: bool = False) -> dict[str, Any]:
     Raises HarnessError for a broken file or where there is no such table, Problems for unknown keys and wrong types.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         table = tomllib.loads(text)
     except FileNotFoundError:
         raise HarnessError(
@@ -79,7 +79,7 @@ def read_toml(path: Path, *, quick: bool = False) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise HarnessError(f"cannot read {str(path)!r}: {error}", fix="give a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise HarnessError(
             f"broken TOML: {error}", where=str(path), fix='write for example  methods = ["rtn"]'
         ) from None

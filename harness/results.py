@@ -29,6 +29,8 @@ CELL_KEYS = (
     "peak_memory_bytes", "bits_per_weight", "packed_bytes", "calibration_sha256", "artifact",
 )  # fmt: skip
 Row = dict[str, Any]
+_NUMBERS = {float, int, bool, type(None)}
+_FORMULAS = {"=", "+", "-", "@", "\t", "\r"}  # what makes a spreadsheet take text for one, at its beginning
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,10 @@ def load_run(run: Path) -> Loaded:
     for attempt in contents.attempts:
         if attempt.cell in found:  # rows of a method's earlier version stay in the store and out of the tables
             found[attempt.cell].attempts.append(attempt)
+    tasks = {id: result.tasks for id, result in found.items()}
     for row in contents.measured:
-        if (result := found.get(row.cell)) is not None:
-            result.tasks[row.task].append(row)
+        if (rows := tasks.get(row.cell)) is not None:
+            rows[row.task].append(row)
     return Loaded(plan, contents.runs, list(found.values()))
 
 
@@ -141,7 +144,7 @@ def write_csv(rows: Iterable[Row], keys: tuple[str, ...], stream: TextIO) -> Non
 
 
 def _csv_values(values: tuple[Any, ...]) -> list[Any]:
-    return [value if type(value) is float else csv_value(value) for value in values]
+    return [value if type(value) in _NUMBERS else csv_value(value) for value in values]
 
 
 def _head(cell: Cell) -> Row:
@@ -154,7 +157,7 @@ def _head(cell: Cell) -> Row:
 def csv_value(value: object) -> object:
     """What a place of a CSV file gets: no text in it is a formula."""
     if isinstance(value, dict):
-        value = orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        value = orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode() if value else "{}"
+    if isinstance(value, str) and value[:1] in _FORMULAS:
         return "'" + value
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import TextIO
 
 from harness.errors import HarnessError, Infrastructure
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class RunFolder:
         return self.path / "inputs"
 
     def calibration(self, sha256: str) -> Path:
+        """Raises HarnessError for what is no hash: it may come from a file that somebody wrote."""
+        if not _SHA256.fullmatch(sha256):
+            raise HarnessError(f"{sha256!r:.80} is no SHA-256", where=str(self.plan), fix="use another --out")
         return self.inputs / f"{sha256}.safetensors"
 
     def cell(self, cell_id: str) -> CellFolder:

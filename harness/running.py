@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from harness import artifacts, atomic, provenance
 from harness.cells import Cell
 from harness.checkpoint import open_checkpoint
 from harness.endings import Ending
+from harness.environment import allowed_with_network
 from harness.errors import HarnessError, Infrastructure, Problems
 from harness.executors import Executor
 from harness.executors.local import LocalExecutor
@@ -123,8 +123,8 @@ def _ask(question: Path, answer: Path, folder: RunFolder, watcher: Watcher) -> M
 
     pool, seconds = Pool(Limits()), 0.0
     words = (sys.executable, "-P", "-m", "harness.prepare", str(question.resolve()), str(answer.resolve()))
-    # The only child that may use the network and its tokens: it fetches models.
-    environment = {**os.environ, **child_environment(folder)}
+    # The only child that may use the network and the hub's token: it fetches models, and runs no method.
+    environment = {**allowed_with_network(), **child_environment(folder)}
     watcher.started(name, "preparing models and calibration")
     for _, happening in pool.run([Command(name, words, environment, log.resolve())]):
         match happening:

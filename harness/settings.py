@@ -12,7 +12,9 @@ ACTIVATION_BITS = (4, 8, 16)
 KV_BITS = (4, 8, 16)
 UNQUANTIZED = 16
 
-_GRAMMAR = re.compile(r"W(?P<w>\d+)A(?P<a>\d+)(?:KV(?P<kv>\d+))?(?:g(?P<g>\d+))?(?P<sym>sym)?")
+_GRAMMAR = re.compile(
+    r"W(?P<w>[0-9]{1,3})A(?P<a>[0-9]{1,3})(?:KV(?P<kv>[0-9]{1,3}))?(?:g(?P<g>[0-9]{1,9}))?(?P<sym>sym)?"
+)
 _FORM = "W<bits>A<bits>[KV<bits>][g<group>][sym], for example W4A16g64, W4A8, W4A4KV4"
 
 

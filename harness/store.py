@@ -3,7 +3,8 @@
 Each row carries a SHA-256 over its content and the digest of the row before it, because SQLite's pages have no
 checksums: a flipped byte or an edited number is found when the database is opened. A torn write-ahead log is found
 when the supervisor compares with the files of the cells. A writer that closes the database checks it once more and
-leaves the SHA-256 of the whole file beside it: where that matches, readers need not look at every row again.
+leaves the SHA-256 of the whole file beside it, which the next writer removes before it changes anything: where it
+matches, readers need not look at every row again; where it does not, the file was changed by somebody else.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from harness.errors import BadOutput, HarnessError, Infrastructure
 
 APPLICATION_ID = 0x50545148  # "PTQH"
 SCHEMA_VERSION = 1
+
+
+class Damaged(HarnessError):
+    """The database is not as it was written."""
 
 
 class Run(NamedTuple):
@@ -101,6 +106,11 @@ _ROWS: dict[str, type[Run] | type[Attempt] | type[Measured]] = {"runs": Run, "at
 _REALS = {
     name for kind in _ROWS.values() for name, hint in get_type_hints(kind).items() if hint in (float, float | None)
 }
+# Shares, and perplexities of probabilities that are at most 1: half a rounding error beyond is still a number.
+_SHARE, _PERPLEXITY = (0.0, 1 + 1e-9), (1 - 1e-6, math.inf)
+_POSSIBLE = dict.fromkeys(("acc", "acc_norm", "acc_bytes", "exact_match"), _SHARE) | dict.fromkeys(
+    ("token_perplexity", "word_perplexity", "byte_perplexity", "perplexity"), _PERPLEXITY
+)
 _FULL = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_BUSY", "SQLITE_LOCKED")
 
 
@@ -108,20 +118,23 @@ class Store:
     """The one writer of a run's database. Every method commits before it returns; Infrastructure when it cannot."""
 
     def __init__(self, path: Path) -> None:
-        """Open, or create. Raises HarnessError for a damaged, foreign or newer database."""
+        """Open, or create. Raises Damaged for a damaged database, HarnessError for a foreign or newer one."""
         self._path = path
         with _told(path):
             if not path.exists():
+                checksum_path(path).unlink(missing_ok=True)  # of one that is lost
                 with atomic.replacing(path) as temporary:
                     _create(temporary)
             self._connection = _connect(path, "rw")
             try:
                 _check_kind(self._connection, path)
+                _is_as_closed(path)
                 if (found := _pragma(self._connection, "integrity_check")) != "ok":
                     raise _damaged(path, str(found))
+                contents, self._digests = _read(self._connection, path)
+                checksum_path(path).unlink(missing_ok=True)  # from here on it would be of an earlier state
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 self._connection.execute("PRAGMA synchronous = FULL")
-                contents, self._digests = _read(self._connection, path)
                 self._inode = _inode(path)
             except BaseException:
                 self._connection.close()
@@ -140,10 +153,13 @@ class Store:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def add_measured(self, rows: Sequence[Measured]) -> None:
-        """Record all numbers of one task together. Raises BadOutput for a number that is none."""
+        """Record all numbers of one task together. Raises BadOutput for one that cannot be."""
         for row in rows:
             if not math.isfinite(row.value) or (row.stderr is not None and not math.isfinite(row.stderr)):
                 raise BadOutput(f"{row.task}: {row.metric} is {row.value} with standard error {row.stderr}")
+            least, most = _POSSIBLE.get(row.metric, (-math.inf, math.inf))
+            if not least <= row.value <= most:
+                raise BadOutput(f"{row.task}: {row.metric} is {row.value}, which is not between {least} and {most}")
         self._insert("measured", rows)
 
     def close(self) -> None:
@@ -157,11 +173,16 @@ class Store:
     def _insert(self, table: str, rows: Sequence[Run | Attempt | Measured]) -> None:
         digest = self._digests[table]
         marks = ", ".join("?" * (len(_ROWS[table]._fields) + 1))
-        columns = ", ".join([*_ROWS[table]._fields, "digest"])
+        columns = ", ".join(_ROWS[table]._fields)
+        insert = f"INSERT INTO {table} ({columns}, digest) VALUES ({marks})"
         with _told(self._path), self._transaction():
             for row in rows:
-                digest = _seal(digest, _stored(row))
-                self._connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", (*_stored(row), digest))
+                values = _stored(row)
+                digest = _seal(digest, values)
+                at = self._connection.execute(insert, (*values, digest)).lastrowid
+                back = self._connection.execute(f"SELECT {columns} FROM {table} WHERE seq = ?", (at,)).fetchone()
+                if repr(back) != repr(values):  # its seal would not fit what is read: the store would count as damaged
+                    raise BadOutput(f"the results store would keep {back!r:.300} for {values!r:.300}")
         self._digests[table] = digest
 
     @contextlib.contextmanager
@@ -254,12 +275,17 @@ def _leave_checksum(path: Path) -> None:
 
 
 def _is_as_closed(path: Path) -> bool:
-    """Whether every byte of the file is as :func:`_leave_checksum` found it, and there is nothing beside the file."""
+    """Whether every byte of the file is as :func:`_leave_checksum` found it; False while a writer is at it.
+
+    Raises Damaged when somebody else changed the file: nothing else tells that rows were cut off its end.
+    """
     try:
-        expected = checksum_path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError):
+        expected = checksum_path(path).read_bytes().strip()
+    except OSError:
         return False
-    return not _log(path).exists() and expected == _sha256(path)
+    if _log(path).exists() or expected != _sha256(path).encode():
+        raise _damaged(path, "its file was changed after it was closed")
+    return True
 
 
 def _log(path: Path) -> Path:
@@ -272,20 +298,21 @@ def _sha256(path: Path) -> str:
 
 
 def _fetched(connection: sqlite3.Connection) -> Contents:
-    tables = {table: list(map(kind._make, _rows(connection, table))) for table, kind in _ROWS.items()}
+    # The fields are those of the query, so that nothing need be counted again for each of many rows.
+    make = tuple.__new__
+    tables = {table: [make(kind, row) for row in _selected(connection, table)] for table, kind in _ROWS.items()}
     return Contents(**tables)  # type: ignore[arg-type]  # one list of its own kind of row a table
 
 
-def _rows(connection: sqlite3.Connection, table: str) -> list[tuple[object, ...]]:
-    columns = ", ".join(_ROWS[table]._fields)
-    return connection.execute(f"SELECT {columns} FROM {table} ORDER BY seq").fetchall()
+def _selected(connection: sqlite3.Connection, table: str) -> Iterator[tuple[object, ...]]:
+    return connection.execute(f"SELECT {', '.join(_ROWS[table]._fields)} FROM {table} ORDER BY seq")
 
 
 def _read(connection: sqlite3.Connection, path: Path) -> tuple[Contents, dict[str, str]]:
     digests = {}
     for table in _ROWS:
         seals = [seal for (seal,) in connection.execute(f"SELECT digest FROM {table} ORDER BY seq")]
-        digests[table] = _verified(table, _rows(connection, table), seals, path)
+        digests[table] = _verified(table, list(_selected(connection, table)), seals, path)
     return _fetched(connection), digests
 
 
@@ -303,18 +330,31 @@ def _seal(previous: str, row: tuple[object, ...]) -> str:
 
 
 def _stored(row: Run | Attempt | Measured) -> tuple[object, ...]:
-    """The values as SQLite gives them back: a whole number in a REAL column comes back as a float."""
+    """The values as SQLite gives them back: what is in a REAL column as a float, and a negative zero as zero."""
     return tuple(
-        float(value) if name in _REALS and isinstance(value, int) else value
+        float(value) + 0.0 if name in _REALS and isinstance(value, int | float) else value
         for name, value in zip(row._fields, row, strict=True)
     )
 
 
-def _damaged(path: Path, what: str) -> HarnessError:
-    return HarnessError(
+def _damaged(path: Path, what: str) -> Damaged:
+    return Damaged(
         f"the results store is damaged: {what}", where=str(path),
-        fix=f"mv {path.name} {path.name}.bad there, then run the same command: it rebuilds the store from cells/",
+        fix=f"run the same command: it keeps the file as {path.name}.bad and reads the results again from cells/",
     )  # fmt: skip
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged store, its log and its checksum to ``….bad``, and return the store's new name.
+
+    What was set aside before is overwritten: the results are in the folders of the cells.
+    """
+    bad = path.with_name(f"{path.name}.bad")
+    for file in (path, _log(path), checksum_path(path)):
+        with contextlib.suppress(FileNotFoundError):
+            file.replace(file.with_name(file.name.replace(path.name, bad.name, 1)))
+    path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
+    return bad
 
 
 @contextlib.contextmanager
@@ -324,6 +364,8 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError) as error:
         raise BadOutput(f"the results store refused a row: {error}") from error
+    except UnicodeDecodeError as error:  # Python's, of a text that SQLite hands over as it lies there
+        raise _damaged(path, f"a text is none: {error}") from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(_FULL):

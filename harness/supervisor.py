@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import harness
-from harness import artifacts, atomic, processes
+from harness import artifacts, atomic, environment, processes
 from harness.cells import Cell
 from harness.endings import Ending, Lost, classify, resumes
 from harness.errors import BadOutput, Infrastructure
@@ -21,13 +22,7 @@ from harness.executors import Executor
 from harness.limits import Limits, processors
 from harness.pool import MARK
 from harness.runfolder import CellFolder, Claim, RunFolder
-from harness.store import Attempt, Contents, Run, Store, read
-
-_ENVIRONMENT = (
-    "PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH",
-    "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "CC", "CXX",
-)  # fmt: skip
-_ENVIRONMENT_PREFIXES = ("LC_", "XDG_", "HARNESS_", "CUDA_", "NVIDIA_", "TRITON_", "TORCHINDUCTOR_")
+from harness.store import Attempt, Contents, Damaged, Run, Store, read, set_aside
 
 
 class Watcher(Protocol):
@@ -53,8 +48,7 @@ class Supervisor:
         self._executor, self._threads, self._watcher = executor, threads, watcher
         self._start, self._retry = start, retry
         self._by_id = {cell.id: cell for cell in asked}
-        store = self._folder.store
-        contents = read(store, "rw") if store.exists() else Contents([], [], [])
+        contents = _recorded(self._folder.store)
         self._last: dict[str, Attempt] = {row.cell: row for row in contents.attempts}
         self._measured = {(row.cell, row.task) for row in contents.measured}
         self._faults: dict[str, BadOutput] = {}  # of cells whose files are not what a worker writes
@@ -222,16 +216,24 @@ class Supervisor:
         return self._last[cell.id].attempt if cell.id in self._last else 0
 
 
+def _recorded(store: Path) -> Contents:
+    """What the store holds. A damaged one is set aside: what the cells' folders hold is then recorded again."""
+    if not store.exists():
+        return Contents([], [], [])
+    try:
+        return read(store, "rw")
+    except Damaged as error:
+        kept = set_aside(store)
+        print(f"warning: {error.what}; kept as {kept.name}, read again from cells/", file=sys.stderr)
+        return Contents([], [], [])
+
+
 def worker_environment(folder: RunFolder, limits: Limits) -> dict[str, str]:
-    """What a worker sees of the environment: what is needed by name, no tokens, no network."""
-    kept = {
-        name: value for name, value in os.environ.items()
-        if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)
-    }  # fmt: skip
+    """What a worker sees of the environment: what is on the list, and no network."""
     threads = {name: str(limits.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     # With more threads than processors, waiting threads must sleep, or they take the processor from those at work.
     waiting = {"OMP_WAIT_POLICY": "passive"} if limits.jobs * limits.threads > processors() else {}
-    return kept | threads | waiting | child_environment(folder) | {
+    return environment.allowed() | threads | waiting | child_environment(folder) | {
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from harness.limits import show_bytes
 from harness.results import CellResult
 
+if TYPE_CHECKING:  # Markdown is written without it
+    from rich.console import RenderableType
+
 PENDING = "pending"
 MANY_ROWS = 500
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_[]<>|#~"} | dict.fromkeys("\n\r\t", " "))
+_MARKED = re.compile(r"[\\`*_\[\]<>|#~\n\r\t]").search
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ def is_long(grids: Sequence[Grid]) -> bool:
 
 def rendered(grids: Sequence[Grid]) -> RenderableType:
     """For a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
     tables = []
     for grid in grids:
         table = Table(title=Text(grid.model, style="bold"), title_justify="left")
@@ -82,13 +88,13 @@ def _column(task: str, members: Sequence[CellResult]) -> str:
 def _score_row(result: CellResult, tasks: Sequence[str]) -> tuple[str, ...]:
     cell, last = result.cell, result.last
     bits = f"{last.bits_per_weight:.2f}" if last and last.bits_per_weight else "–"
-    return (cell.label, cell.setting, bits, *(_score(result, task) for task in tasks))
+    return (cell.label, cell.setting, bits, *[_score(result, task) for task in tasks])
 
 
 def _score(result: CellResult, task: str) -> str:
-    if task in result.tasks:
-        row = result.tasks[task][0]
-        return number(row.value) + (f" ± {number(row.stderr)}" if row.stderr is not None else "")
+    if rows := result.tasks.get(task):
+        row = rows[0]
+        return number(row.value) if row.stderr is None else f"{number(row.value)} ± {number(row.stderr)}"
     if task not in result.cell.tasks:
         return "not asked"
     failure = result.failure()
@@ -106,10 +112,10 @@ def _cell_row(result: CellResult) -> tuple[str, ...]:
 
 def number(value: float) -> str:
     """About four digits that matter."""
+    if -1 < value < 1:
+        return f"{value:.4f}"
     size = abs(value)
-    if size >= 1000:
-        return f"{value:.4g}"
-    return f"{value:.2f}" if size >= 10 else f"{value:.3f}" if size >= 1 else f"{value:.4f}"
+    return f"{value:.3f}" if size < 10 else f"{value:.2f}" if size < 1000 else f"{value:.4g}"
 
 
 def _markdown_row(values: Sequence[str]) -> str:
@@ -118,4 +124,4 @@ def _markdown_row(values: Sequence[str]) -> str:
 
 def escaped(text: str) -> str:
     """Text that GitHub's Markdown shows as it is."""
-    return text.translate(_MARKDOWN)
+    return text.translate(_MARKDOWN) if _MARKED(text) else text

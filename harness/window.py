@@ -294,7 +294,7 @@ def _gate(name: str, plain: Callable[[torch.Tensor], torch.Tensor], x: torch.Ten
 def relative_error(weight: Float[torch.Tensor, "out in"], approximation: Float[torch.Tensor, "out in"]) -> float:
     """‖W − Ŵ‖² / ‖W‖²."""
     weight = weight.float()
-    return float((weight - approximation).square().sum() / weight.square().sum().clamp(min=1e-30))
+    return float(torch.dist(weight, approximation).square() / weight.norm().square().clamp(min=1e-30))
 
 
 @dataclass

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-
-from harness import atomic
+from harness import sealed
 from harness.method import QuantizedWindow
 from harness.quantized import QuantizedModel
 from harness.quantizedfile import QuantizedFile, join
 
 _STATE = ".state.safetensors"
+
+_STATE_KEY, _STATE_FORMAT = "harness-state", 1
+_FIX = "delete it and run the cell again"
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,16 @@ class WindowFiles:
         if not self._result(index).is_file():
             return None
         # Only the last finished window still has its state: nobody reads that of the others.
-        state = load_file(self._state(index)) if self._state(index).is_file() else {}
+        state: sealed.Tensors = {}
+        if self._state(index).is_file():
+            _, state = sealed.load(self._state(index), _STATE_KEY, _STATE_FORMAT, fix=_FIX)
         return replace(QuantizedFile(self._result(index)).part(), state=state)
 
     def save(self, index: int, part: QuantizedWindow) -> None:
         """The state goes first: where there is a result, there is the state that belongs to it."""
         if part.state:
-            with atomic.replacing(self._state(index)) as temporary:
-                save_file({name: value.contiguous() for name, value in part.state.items()}, temporary)
+            state = {name: value.contiguous() for name, value in part.state.items()}
+            sealed.save(self._state(index), _STATE_KEY, {"format": _STATE_FORMAT}, state)
         QuantizedModel().joined(part).save(self._result(index))
         self._state(index - 1).unlink(missing_ok=True)
 
@@ -51,7 +54,7 @@ class WindowFiles:
 
     def join_into(self, path: Path) -> None:
         """All windows in one file, without their reports (:func:`harness.quantizedfile.join`)."""
-        join([file.path for file in self.results()], path)
+        join(self.results(), path)
 
     def remove(self) -> None:
         """Nobody needs them any more."""

@@ -149,11 +149,21 @@ class Job:
 
     def calibration(self) -> torch.Tensor:
         """Token ids [sequences, length], the same for every method of the run."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        from harness.calibration import calibration_sha256
+
         assert self.cell.calibration_sha256 is not None
-        run = RunFolder(self.folder.path.parents[1])
-        return load_file(run.calibration(self.cell.calibration_sha256))["ids"]
+        path = RunFolder(self.folder.path.parents[1]).calibration(self.cell.calibration_sha256)
+        fix = "delete the file and run the same command: it is written again"
+        try:
+            ids = load_file(path)["ids"]
+        except (SafetensorError, OSError, KeyError) as error:
+            raise HarnessError(f"the calibration tokens cannot be read: {error}", where=str(path), fix=fix) from error
+        if calibration_sha256(ids.numpy()) != self.cell.calibration_sha256:
+            raise HarnessError("the calibration tokens are not those of the plan", where=str(path), fix=fix)
+        return ids
 
     def executions(self, model: LoadedModel, quantized: QuantizedFile) -> Executions:
         """The simulation that is in place, and the kernels on the packed layers as they lie on disk."""

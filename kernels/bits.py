@@ -7,14 +7,18 @@ import math
 import torch
 from jaxtyping import UInt8
 
+_WORDS = {1: torch.uint8, 3: torch.int32}  # types that hold words of so many bytes
+
 
 def pack_bits(codes: UInt8[torch.Tensor, "*shape"], bits: int) -> UInt8[torch.Tensor, " packed"]:
     """The codes in row-major order, first code in the lowest bits; the last word is padded with zeros."""
     codes_per_word, bytes_per_word = _word(bits)
     flat = _padded(codes.flatten(), codes_per_word).reshape(-1, codes_per_word)
-    word = torch.zeros(flat.shape[0], dtype=torch.int32, device=codes.device)
-    for i in range(codes_per_word):
-        word |= flat[:, i].int() << (i * bits)
+    word = flat[:, 0].to(_WORDS[bytes_per_word], copy=True)
+    for i in range(1, codes_per_word):
+        word |= flat[:, i].to(word.dtype) << (i * bits)
+    if bytes_per_word == 1:
+        return word
     return torch.stack([(word >> (8 * j)) & 0xFF for j in range(bytes_per_word)], dim=1).to(torch.uint8).flatten()
 
 
@@ -24,11 +28,13 @@ def unpack_bits(
     """The inverse of :func:`pack_bits`."""
     codes_per_word, bytes_per_word = _word(bits)
     parts = packed.reshape(-1, bytes_per_word)
-    word = torch.zeros(parts.shape[0], dtype=torch.int32, device=packed.device)
-    for j in range(bytes_per_word):
-        word |= parts[:, j].int() << (8 * j)
-    codes = torch.stack([(word >> (i * bits)) & (2**bits - 1) for i in range(codes_per_word)], dim=1)
-    return codes.to(torch.uint8).flatten()[: math.prod(shape)].reshape(shape)
+    word = parts[:, 0].to(_WORDS[bytes_per_word])
+    for j in range(1, bytes_per_word):
+        word = word | (parts[:, j].to(word.dtype) << (8 * j))
+    codes = torch.empty(len(parts), codes_per_word, dtype=torch.uint8, device=packed.device)
+    for i in range(codes_per_word):
+        codes[:, i] = (word >> (i * bits)) & (2**bits - 1)
+    return codes.flatten()[: math.prod(shape)].reshape(shape)
 
 
 def _padded(flat: UInt8[torch.Tensor, " n"], multiple: int) -> UInt8[torch.Tensor, " padded"]:

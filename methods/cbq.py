@@ -14,8 +14,8 @@ from torch import nn
 from harness.errors import BadOutput, HarnessError
 from harness.method import QuantizedWindow, Report, StreamName, register
 from harness.methods.cbq_cfp import Outliers
-from harness.methods.cbq_objective import Objective, Text
-from harness.methods.cbq_prepare import Preparation
+from harness.methods.cbq_objective import Errors, Objective, Text
+from harness.methods.cbq_prepare import Preparation, Prepared
 from harness.methods.cbq_start import Start
 from harness.methods.cbq_student import Student
 from harness.settings import UNQUANTIZED, Setting
@@ -23,6 +23,21 @@ from harness.window import Window
 
 Decay = Callable[[int], float]
 """From the number of a step to the fraction of its learning rate."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Where the training of a window may start."""
+
+    name: str
+    student: Student
+    ships: QuantizedWindow
+    """The student before it has learned anything."""
+    errors: Errors
+    described: Mapping[str, Report]
+    """By linear, how it was prepared."""
+    settled: Mapping[str, torch.Tensor]
+    """What of the preparation the next window has to keep to."""
 
 
 @register("cbq")
@@ -46,7 +61,7 @@ class CBQ:
     """smooth and rotate all inputs first, by Hadamard blocks or as DuQuant does, in place of CFP's scaling"""
     cfp_activations: bool = True
     """coarse-to-fine pre-processing: where activations are quantized, scale the outlier channels of each input down"""
-    cfp_weights: bool = True
+    cfp_weights: bool = False
     """coarse-to-fine pre-processing: cut off the outliers of each weight before its grid is found"""
     lambda1: float = 1.5
     """λ1: interquartile ranges above the third quartile where candidates for outliers begin"""
@@ -95,17 +110,20 @@ class CBQ:
     rounding_lr: float = 0.03
     """learning rate of V, or of A₁ and A₂"""
     scale_lr: float = 0.02
-    """learning rate of v, where a scale is 2σ(v) of what it was"""
-    clip_lr: float = 0.02
-    """learning rate of ρ, where σ(ρ) of each token's range is kept"""
+    """learning rate of v at 2 bits, where a scale is 2σ(v) of what it was; half of it for each bit more"""
+    clip_lr: float = 0.08
+    """learning rate of ρ at 2 bits, where 2σ(ρ) of each token's range is kept; half of it for each bit more"""
     holdout: int = 2
     """sequences that are not trained on"""
     guard: bool = True
-    """a window that is no better than its initialization on the sequences held out keeps the initialization"""
+    """a window that is no better than its initialization on the sequences held out keeps it"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the products of matrices in training; auto: bfloat16 where the machine multiplies it faster"""
 
-    workspace: ClassVar[dict[str, Any]] = {"weights": 8.0, "squares": 5.0, "streams": 3}
+    workspace: ClassVar[dict[str, Any]] = {"weights": 8.0, "squares": 6.0, "streams": 3}
+    expected_failures: ClassVar[Mapping[str, str]] = {
+        "order_independent": "Adam takes the sequences one after another, and the last ones are held out",
+    }
 
     @property
     def reads(self) -> frozenset[StreamName]:
@@ -129,45 +147,63 @@ class CBQ:
                 fix="calibrate on more sequences, or lower holdout",
             )
         trained, held = text.part(0, len(text) - self.holdout), text.part(len(text) - self.holdout, len(text))
-        student, rows, settled = self.begin(window, trained, setting)
-        before = student.hardened()
+        begun = self.begin(window, held, setting)
+        student, before = begun.student, begun.ships
         with window.runner.installed(student.differentiable, ()):
-            facts: Report = {"window": window.index, **self.train(window, student, trained)}
+            facts: Report = {"window": window.index, "start": begun.name, **self.train(window, student, trained)}
         after = student.hardened()
-        facts["held_out_before"], facts["held_out"] = (self.error(window, held, part) for part in (before, after))
-        kept = before if self.guard and facts["held_out"] >= facts["held_out_before"] else after
-        facts |= {"kept_initialization": kept is before, "seconds": (time.monotonic() - start) / len(rows)}
-        described = {row["layer"]: student.described(row["layer"], before.linears[row["layer"]]) for row in rows}
-        return replace(
-            kept,
-            report=tuple(row | described[row["layer"]] | facts for row in rows),
-            state=student.state(window.staying) | settled if kept is after else {},
-        )
+        errors = self.errors(window, held, after)
+        learned = not self.guard or errors.better_than(begun.errors)
+        facts |= begun.errors.report("_before") | errors.report() | {"kept_initialization": not learned}
+        facts["seconds"] = (time.monotonic() - start) / len(window.linears)
+        rows = [
+            {"layer": name, **begun.described[name], **student.described(name, linear), **facts}
+            for name, linear in before.linears.items()
+        ]
+        state = {**student.state(window.staying), **begun.settled}
+        return replace(after if learned else before, report=tuple(rows), state=state if learned else {})
 
-    def preparation(self, setting: Setting) -> Preparation:
-        """What is done to inputs before any grid is found."""
+    def begin(self, window: Window, held: Text, setting: Setting) -> Begun:
+        """GPTQ's or rounded integers of the plain weights, or of those that CFP has prepared where these answer the
+        text held out better. (Under ``rotate`` there is nothing that CFP could choose.)
+
+        GPTQ has all of the text, that held out too: training has to be better than the best that would ship without.
+        """
+
+        def begun(name: str, prepared: Prepared) -> Begun:
+            student = self.initial(window, prepared, setting)
+            described = {linear: prepared.described(linear) for linear in window.linears}
+            ships = student.hardened()
+            errors = self.errors(window, held, ships)
+            return Begun(name, student, ships, errors, described, prepared.state(window.staying))
+
+        plain = begun("plain", Preparation(None, None, self.exponent, self.rotate).of(window))
         scales = self.cfp_activations and setting.quantizes_activations
-        return Preparation(self.outliers(self.max_channels) if scales else None, self.exponent, self.rotate)
+        if self.rotate != "none" or not (scales or self.cfp_weights):
+            return plain
+        channels = self.outliers(self.max_channels) if scales else None
+        weights = self.outliers(self.max_truncated) if self.cfp_weights else None
+        prepared = Preparation(channels, weights, self.exponent).of(window)
+        if not prepared.changes:
+            return plain
+        cfp = begun("cfp", prepared)
+        return cfp if cfp.errors.better_than(plain.errors) or not self.guard else plain
+
+    def initial(self, window: Window, prepared: Prepared, setting: Setting) -> Student:
+        """The window as ``init`` quantizes it."""
+        window.progress(f"{window.blocks[-1].name}: {self.init}")
+        start = Start(self.rounding, self.rank, self.residual, self.damp)
+        if self.init == "gptq":
+            return start.solved(window, prepared, setting)
+        return start.rounded(window, prepared, setting)
 
     def outliers(self, max_fraction: float) -> Outliers:
         """How outliers are told from the rest, where more than ``max_fraction`` cannot be any."""
         return Outliers(self.lambda1, self.lambda2, self.quantile, self.gap, max_fraction)
 
-    def begin(
-        self, window: Window, text: Text, setting: Setting
-    ) -> tuple[Student, list[Report], dict[str, torch.Tensor]]:
-        """Truncated weights on their grids, between two integers each; and, for the next window, what was settled on
-        the way to them."""
-        outliers = self.outliers(self.max_truncated) if self.cfp_weights else None
-        start = Start(self.rounding, self.rank, self.residual, outliers, self.damp)
-        window.progress(f"{window.blocks[-1].name}: {self.init}")
-        prepared = self.preparation(setting).of(window)
-        student, rows = (
-            start.solved(window, prepared, text.stream(), setting)
-            if self.init == "gptq"
-            else start.rounded(window, prepared, setting)
-        )
-        return student, rows, prepared.state(window.staying)
+    def errors(self, window: Window, text: Text, part: QuantizedWindow) -> Errors:
+        """Of the window on ``text``, run as it would ship."""
+        return self.objective.errors(text, lambda inputs: window.forward(inputs, part))
 
     def train(self, window: Window, student: Student, text: Text) -> dict[str, float]:
         """Adam on everything that is learned of the window; learning rates fall to 0 along a cosine, but not that of
@@ -175,10 +211,12 @@ class CBQ:
         steps = self.epochs * math.ceil(len(text) / self.batch)
         cosine: Decay = lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))  # noqa: E731
         rounding, scales, clips = student.parameters()
+        bits = student.setting
         learned: list[tuple[list[nn.Parameter], float, Decay]] = [
             (rounding, self.rounding_lr, cosine if self.relaxation == "straight_through" else lambda _: 1.0),
-            (scales, self.scale_lr, cosine),
-            (clips, self.clip_lr, cosine),
+            # What stretches a grid moves its outermost level by 2^(bits − 1) steps at once.
+            (scales, self.scale_lr * 2.0 ** (2 - bits.weight_bits), cosine),
+            (clips, self.clip_lr * 2.0 ** (2 - bits.activation_bits), cosine),
         ]
         learned = [(parameters, lr, decay) for parameters, lr, decay in learned if parameters]
         groups = [{"params": parameters, "lr": lr} for parameters, lr, _ in learned]
@@ -190,12 +228,14 @@ class CBQ:
         for step, indices in enumerate(self.batches(len(text))):
             example = text.batch(indices)
             with torch.enable_grad(), self.mixed_precision(example.inputs.device):
-                terms = objective(example, window.forward_through(example.inputs, modules), text.mean_square)
+                outputs = window.forward_through(example.inputs, modules)
+                terms = {name: t.mean() for name, t in objective(example, outputs, text.mean_square).items()}
                 terms["loss"].backward()
             if beta := self.beta(step / steps):
                 for weight in leaving:
                     weight.commit(beta, self.commitment)
             optimizer.step()
+            student.constrain()
             optimizer.zero_grad()
             schedule.step()
             losses = _smoothed(losses, terms)
@@ -218,14 +258,6 @@ class CBQ:
     @property
     def objective(self) -> Objective:
         return Objective(self.fp_target, self.homologous_target, self.l2, self.kl, self.token_norm)
-
-    def error(self, window: Window, text: Text, part: QuantizedWindow) -> float:
-        """The loss of the window on ``text``, run as it would ship."""
-        losses = [
-            float(self.objective(example, window.forward(example.inputs, part), text.mean_square)["loss"])
-            for example in text.sequences
-        ]
-        return sum(losses) / len(losses)
 
     def mixed_precision(self, device: torch.device) -> torch.autocast:
         """bfloat16 products where asked for or, with ``auto``, where they are the faster ones."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 
-from harness.window import Stream, Window
+from harness.method import Report
+from harness.window import Window
 
 Hidden = Float[torch.Tensor, "n t hidden"]
+Tokens = Float[torch.Tensor, "n t"]
+SIGNIFICANT = 2.0
+"""standard errors"""
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,38 @@ class Text:
             torch.cat(own) if own else None,
         )
 
-    def stream(self) -> Stream:
-        """The quantized stream's sequences."""
-        return Stream([example.inputs for example in self.sequences])
+
+@dataclass(frozen=True)
+class Errors:
+    """How far a window is from its target on text that it was not trained on."""
+
+    losses: Float[torch.Tensor, " tokens"]
+    """what training makes small, token by token"""
+    absolute: float
+    """mean squared error: nearly all of it that of the few largest tokens, which all later attention leans on"""
+    relative: float
+    """mean of each token's own relative error: nearly all of it that of ordinary tokens"""
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
+
+    def report(self, suffix: str = "") -> Report:
+        """For the rows of the window's linears."""
+        return {
+            f"held_out{suffix}": self.loss,
+            f"held_out_absolute{suffix}": self.absolute,
+            f"held_out_relative{suffix}": self.relative,
+        }
+
+    def better_than(self, other: Errors) -> bool:
+        """A lower loss, by more than twice the standard error of the difference: less could be this text's alone.
+
+        And not by giving up one kind of token for the other: what one window gains that way later ones lose.
+        """
+        gain = other.losses - self.losses
+        significant = float(gain.mean()) > SIGNIFICANT * float(gain.std()) / math.sqrt(len(gain))
+        return significant and self.absolute <= other.absolute and self.relative <= other.relative
 
 
 @dataclass(frozen=True)
@@ -75,11 +109,11 @@ class Objective:
     kl: float
     token_norm: float
 
-    def __call__(self, example: Example, outputs: Hidden, mean_square: float) -> dict[str, torch.Tensor]:
-        """The loss and the terms it is made of, by name."""
+    def __call__(self, example: Example, outputs: Hidden, mean_square: float) -> dict[str, Tokens]:
+        """The loss of each token and the terms it is made of, by name."""
         terms: dict[str, torch.Tensor] = {}
         targets = (("fp", self.fp, example.fp), ("homologous", self.homologous, example.homologous))
-        loss = outputs.new_zeros((), dtype=torch.float32)
+        loss = outputs.new_zeros(outputs.shape[:2], dtype=torch.float32)
         for name, weight, target in targets:
             if not weight or target is None:
                 continue
@@ -91,20 +125,30 @@ class Objective:
                 loss = loss + weight * self.kl * terms[f"kl_{name}"]
         return {"loss": loss, **terms}
 
+    def errors(self, text: Text, forward: Callable[[Hidden], Hidden]) -> Errors:
+        """Of the outputs that ``forward`` gives for the sequences of ``text``."""
+        losses, absolute, relative = [], [], []
+        for example in text.sequences:
+            outputs, scale = forward(example.inputs), text.mean_square
+            losses.append(self(example, outputs, scale)["loss"].flatten())
+            absolute.append(float(squared_error(example.fp, outputs, scale, 0.0).mean()))
+            relative.append(float(squared_error(example.fp, outputs, scale, 1.0).mean()))
+        return Errors(torch.cat(losses), sum(absolute) / len(text), sum(relative) / len(text))
 
-def squared_error(target: Hidden, outputs: Hidden, mean_square: float, token_norm: float) -> Float[torch.Tensor, ""]:
-    """Mean of ‖h₁ − h₂‖² over tokens, each divided by (its own mean square)^p (the text's mean square)^(1 − p).
 
-    p = 0 is the mean squared error, p = 1 the mean relative one. Some models have tokens that are a thousand times
-    larger than the others: p = 0 sees nothing but them, and at p = 1 they count as one token among all.
+def squared_error(target: Hidden, outputs: Hidden, mean_square: float, token_norm: float) -> Tokens:
+    """‖h₁ − h₂‖² of each token, divided by (its own mean square)^p (the text's mean square)^(1 − p).
+
+    p = 0 gives the squared error, p = 1 the relative one. Some models have tokens that are a thousand times larger
+    than the others: the mean at p = 0 sees nothing but them, and at p = 1 they count as one token among all.
     """
     squares = (outputs.float() - target.float()).square().mean(dim=-1)
     own = target.float().square().mean(dim=-1).clamp(min=1e-8 * mean_square)
-    return (squares / (own / mean_square) ** token_norm).mean() / mean_square
+    return squares / (own / mean_square) ** token_norm / mean_square
 
 
-def divergence(target: Hidden, outputs: Hidden) -> Float[torch.Tensor, ""]:
-    """Mean over tokens of KL(softmax h₁ ‖ softmax h₂), the softmax over hidden units, in float32."""
+def divergence(target: Hidden, outputs: Hidden) -> Tokens:
+    """KL(softmax h₁ ‖ softmax h₂) of each token, the softmax over hidden units, in float32."""
     reference = torch.log_softmax(target.float(), dim=-1)
     answer = torch.log_softmax(outputs.float(), dim=-1)
-    return (reference.exp() * (reference - answer)).sum(dim=-1).mean()
+    return (reference.exp() * (reference - answer)).sum(dim=-1)

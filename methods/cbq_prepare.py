@@ -1,14 +1,16 @@
-"""What is done to a window before grids are found: outlier channels scaled down, or all channels rotated.
+"""What is done to a window before grids are found: outlier channels scaled down, or all channels rotated; and where
+the outliers of its weights are cut off.
 
-Both leave the full-precision function as it is. CFP scales are worked into norms and weights and cost nothing at run
-time; where nothing can take them (after a GELU, say) channels stay as they are. Rotations are applied to the inputs as
-they come, and then DuQuant's smoothing takes the place of CFP's scales: what a rotation spreads is no outlier any more.
+Scaling and rotating leave the full-precision function as it is. CFP scales are worked into norms and weights and cost
+nothing at run time; where nothing can take them (after a GELU, say) channels stay as they are. Rotations are applied to
+the inputs as they come, and then DuQuant's smoothing takes the place of CFP's scales: what a rotation spreads is no
+outlier any more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -18,7 +20,7 @@ from jaxtyping import Float
 from harness.attention import AttentionSpec
 from harness.folding import Smoothed, find_folds, smooth
 from harness.method import QuantizedWindow, Report
-from harness.methods.cbq_cfp import Outliers, channel_scales
+from harness.methods.cbq_cfp import Outliers, Threshold, channel_scales, truncated
 from harness.methods.duquant import DuQuant, smoothing_scale
 from harness.transform import InputTransform
 from harness.window import SharedInput, Window
@@ -37,6 +39,8 @@ class Prepared:
     """By shared input, before they were made equal where they must be."""
     transforms: Mapping[Names, InputTransform]
     attention: Mapping[str, AttentionSpec]
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    """By linear, where the outliers of its weight begin, if they are cut off."""
 
     @cached_property
     def weights(self) -> dict[str, Float[torch.Tensor, "_out _in"]]:
@@ -47,17 +51,29 @@ class Prepared:
             weights |= {name: rotation.fold(weights[name]) for name in names}
         return weights
 
+    def truncated(self, name: str) -> Float[torch.Tensor, "out in"]:
+        """The weight of the linear ``name`` without its outliers."""
+        threshold = self.thresholds.get(name)
+        return self.weights[name] if threshold is None else truncated(self.weights[name], threshold.value)
+
+    @property
+    def changes(self) -> bool:
+        """Whether any channel is scaled or any weight cut off."""
+        scaled = any(bool((scale != 1).any()) for scale in self.smoothed.scales.values())
+        return scaled or any(threshold.outliers for threshold in self.thresholds.values())
+
     @property
     def surroundings(self) -> QuantizedWindow:
         """Norms and attention as they ship, without linears."""
         return QuantizedWindow({}, self.smoothed.norms, self.attention)
 
     def described(self, name: str) -> Report:
-        """What is done to the input of the linear ``name``."""
-        scale = next((scale for names, scale in self.smoothed.scales.items() if name in names), None)
-        if scale is None:
-            return {}
-        return {"channels_scaled": int((scale != 1).sum()), "channel_scale_max": float(scale.max())}
+        """What is done to the linear ``name`` and its input."""
+        row: Report = {}
+        for names, scale in self.smoothed.scales.items():
+            if name in names:
+                row |= {"channels_scaled": int((scale != 1).sum()), "channel_scale_max": float(scale.max())}
+        return row | (self.thresholds[name].report() if name in self.thresholds else {})
 
     def state(self, linears: Iterable[str]) -> dict[str, torch.Tensor]:
         """Scales and rotations of the inputs of ``linears``, for the next window."""
@@ -73,19 +89,32 @@ class Prepared:
 class Preparation:
     """Chooses scales and rotations by what the untouched model's inputs look like."""
 
-    outliers: Outliers | None
+    channels: Outliers | None
     """which channels CFP scales, if any"""
+    weights: Outliers | None
+    """which weights CFP cuts off, if any"""
     exponent: float
-    rotate: Rotate
+    rotate: Rotate = "none"
 
     def of(self, window: Window) -> Prepared:
-        """The window prepared; what the window before has settled stays."""
-        if self.outliers is None and self.rotate == "none":
-            return Prepared(smooth(window, {}, {}), {}, {}, window.attention)
-        folds = find_folds(window, one_to_one=False)
+        """The window prepared, outliers of the scaled weights found last."""
+        prepared = self.transformed(window)
+        if self.weights is None:
+            return prepared
+        found = {name: self.weights.threshold(weight.abs().flatten()) for name, weight in prepared.weights.items()}
+        return replace(prepared, thresholds=found)
+
+    def transformed(self, window: Window) -> Prepared:
+        """The window with its inputs scaled and rotated. What the window before has settled stays, even if it is that
+        a channel is not scaled."""
         scales = {
             names: scale for names in window.shared_inputs if (scale := _carried_scale(window, names)) is not None
         }
+        if self.channels is None and self.rotate == "none":
+            scales = {names: scales.get(names, _ones(window, names)) for names in window.shared_inputs}
+            if all(bool((scale == 1).all()) for scale in scales.values()):
+                return Prepared(smooth(window, {}, {}), scales, {}, window.attention)
+        folds = find_folds(window, one_to_one=False)
         means: dict[Names, torch.Tensor] = {}
         for (stop,) in window.walk(window.full_precision) if len(scales) < len(window.shared_inputs) else ():
             if stop.names and stop.names not in scales:
@@ -110,8 +139,8 @@ class Preparation:
         if self.rotate != "none":
             largest = torch.stack([window.linears[name].weight.abs().amax(dim=0) for name in stop.names]).amax(dim=0)
             return smoothing_scale(absmax, largest, self.rotator.alpha)
-        assert self.outliers is not None
-        scale, _ = channel_scales(absmax, self.outliers, self.exponent)
+        assert self.channels is not None
+        scale, _ = channel_scales(absmax, self.channels, self.exponent)
         return scale if foldable else torch.ones_like(scale)
 
     @cached_property
@@ -120,6 +149,11 @@ class Preparation:
         if self.rotate == "hadamard":
             return DuQuant(rotation="hadamard", permutation_times=0, calibration="paper")
         return DuQuant(calibration="paper")
+
+
+def _ones(window: Window, names: Names) -> Channels:
+    weight = window.linears[names[0]].weight
+    return torch.ones(weight.shape[1], device=weight.device)
 
 
 def _carried_scale(window: Window, names: Names) -> Channels | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,6 @@ from jaxtyping import Float
 from torch import nn
 
 from harness.linear import assemble
-from harness.method import Report
-from harness.methods.cbq_cfp import Outliers, truncated
 from harness.methods.cbq_prepare import Prepared
 from harness.methods.cbq_rounding import Kind, RoundedWeight
 from harness.methods.cbq_student import UNCLIPPED, LearnedInput, Student
@@ -19,7 +17,7 @@ from harness.methods.gptq import GPTQ
 from harness.quantizer import ActivationSpec, Grid, WeightFormat, decode, expand, find_grid
 from harness.reconstruction import Factorization, factorize
 from harness.settings import Setting
-from harness.window import Stream, Window
+from harness.window import Window
 
 Weight = Float[torch.Tensor, "out in"]
 INSIDE = 0.45
@@ -33,73 +31,51 @@ class Start:
     kind: Kind
     rank: int
     residual: bool
-    outliers: Outliers | None
-    """how weights are truncated, if they are"""
     damp: float
 
-    def rounded(self, window: Window, prepared: Prepared, setting: Setting) -> tuple[Student, list[Report]]:
+    def rounded(self, window: Window, prepared: Prepared, setting: Setting) -> Student:
         """At the nearest integers."""
-        weights, rows = dict[str, RoundedWeight](), list[Report]()
+        weights = dict[str, RoundedWeight]()
         for name in window.linears:
-            weight, row = self.truncate(prepared.weights[name])
-            rows.append({"layer": name, **prepared.described(name), **row})
-            weights[name] = carried(window, name, setting) or self.weight(
-                weight, find_grid(weight, WeightFormat.of(setting))
-            )
-        return _student(window, prepared, weights, setting), rows
+            weight = prepared.truncated(name)
+            fresh = self.weight(weight, find_grid(weight, WeightFormat.of(setting)))
+            weights[name] = carried(window, name, setting) or fresh
+        return _student(window, prepared, weights, setting)
 
-    def solved(
-        self, window: Window, prepared: Prepared, stream: Stream, setting: Setting
-    ) -> tuple[Student, list[Report]]:
-        """At the integers that GPTQ finds for ``stream``, linear after linear."""
-        weights, rows = dict[str, RoundedWeight](), list[Report]()
+    def solved(self, window: Window, prepared: Prepared, setting: Setting) -> Student:
+        """At the integers that GPTQ finds for the quantized stream, linear after linear."""
+        weights = dict[str, RoundedWeight]()
         with window.runner.installed(prepared.surroundings, ()):
-            for (stop,) in window.walk(stream, attention=prepared.attention):
+            for (stop,) in window.walk(window.quantized, attention=prepared.attention):
                 transform = prepared.transforms.get(stop.names)
                 started = {name: weight for name in stop.names if (weight := carried(window, name, setting))}
-                cut = {name: self.truncate(prepared.weights[name]) for name in stop.names}
-                rows += [{"layer": name, **prepared.described(name), **row} for name, (_, row) in cut.items()]
                 if stop.names and not started:
                     hessian = stop.hessian(ActivationSpec.of(setting), transform)
                     problem = factorize(hessian, self.damp, where=stop.names[0], allow_rtn_fallback=False)
-                    started = self.solve(
-                        {name: prepared.weights[name] for name in stop.names},
-                        {name: weight for name, (weight, _) in cut.items()},
-                        problem,
-                        WeightFormat.of(setting),
-                    )
+                    started = self.solve(stop.names, prepared, problem, WeightFormat.of(setting))
                 weights |= started
                 biases = prepared.smoothed.biases
                 stop.install({
                     name: assemble(*weight.hardened(), setting, bias=biases[name], transform=transform)
                     for name, weight in started.items()
                 })  # fmt: skip
-        return _student(window, prepared, weights, setting), rows
+        return _student(window, prepared, weights, setting)
 
     def solve(
-        self,
-        originals: Mapping[str, Weight],
-        cut: Mapping[str, Weight],
-        problem: Factorization,
-        format: WeightFormat,
+        self, names: Sequence[str], prepared: Prepared, problem: Factorization, format: WeightFormat
     ) -> dict[str, RoundedWeight]:
         """GPTQ, with grids of the truncated weights. A weight starts between GPTQ's level and the one on its own side,
         close to the other where the two are far apart."""
-        solution = GPTQ().solve(torch.cat(list(cut.values())), torch.cat(list(originals.values())), problem, format)
+        originals = [prepared.weights[name] for name in names]
+        cut = torch.cat([prepared.truncated(name) for name in names])
+        solution = GPTQ().solve(cut, torch.cat(originals), problem, format)
         weights = {}
-        parts = solution.split([len(weight) for weight in originals.values()])
-        for (name, original), part in zip(originals.items(), parts, strict=True):
+        parts = solution.split([len(weight) for weight in originals])
+        for name, original, part in zip(names, originals, parts, strict=True):
             chosen = decode(part.codes, part.grid)
             reach = INSIDE * expand(part.grid, original.shape)[0]
             weights[name] = self.weight(chosen + torch.clamp(original - chosen, -reach, reach), part.grid)
         return weights
-
-    def truncate(self, weight: Weight) -> tuple[Weight, Report]:
-        """CFP of a weight, and what it found."""
-        if self.outliers is None:
-            return weight.float(), {}
-        threshold = self.outliers.threshold(weight.abs().flatten())
-        return truncated(weight.float(), threshold.value), threshold.report()
 
     def weight(self, weight: Weight, grid: Grid) -> RoundedWeight:
         return RoundedWeight.start(weight, grid, self.kind, self.rank, residual=self.residual)

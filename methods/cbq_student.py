@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +19,8 @@ from harness.settings import Setting
 from harness.simulation import PreparedInput
 from harness.transform import InputTransform
 
-UNCLIPPED = math.log(0.995 / 0.005)
-"""Where ρ starts: its clip ratio σ(ρ) is 0.995."""
+UNCLIPPED = 0.0
+"""Where ρ starts, and what it does not exceed: the clip ratio 2σ(ρ) is 1, as in every method that learns none."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class LearnedInput:
     rho: nn.Parameter
 
     def clip(self) -> float:
-        """σ(ρ): the fraction of each token's range that is kept."""
-        return float(torch.sigmoid(self.rho.detach()))
+        """2σ(ρ): the fraction of each token's range that is kept."""
+        return float(2 * torch.sigmoid(self.rho.detach()))
 
 
 class StudentInput(PreparedInput):
@@ -48,7 +47,7 @@ class StudentInput(PreparedInput):
     def quantize(
         self, x: Float[torch.Tensor, "*rows in"], activation: ActivationSpec
     ) -> Float[torch.Tensor, "*rows in"]:
-        clipped: torch.Tensor = _TokensQuantized.apply(x, torch.sigmoid(self.rho), activation)  # type: ignore[no-untyped-call]
+        clipped: torch.Tensor = _TokensQuantized.apply(x, 2 * torch.sigmoid(self.rho), activation)  # type: ignore[no-untyped-call]
         return clipped
 
 
@@ -137,6 +136,12 @@ class Student:
         rounding = [parameter for weight in self.weights.values() for parameter in weight.parameters()]
         scales = [weight.v_scale for weight in self.weights.values()]
         return rounding, scales, [learned.rho for learned in self.inputs if learned.activation is not None]
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """No range grows beyond the token's own: levels outside of it would never be used."""
+        for learned in self.inputs:
+            learned.rho.clamp_(max=UNCLIPPED)
 
     def described(self, name: str, before: QuantizedLinear) -> Report:
         """What training has done to the linear ``name``, which was ``before``."""

@@ -70,7 +70,7 @@ class GPTQ:
     size: ClassVar[int] = 1
     stride: ClassVar[int] = 1
     workspace: ClassVar[dict[str, Any]] = {
-        "weights": 2.5, "squares": 5, "streams": 1, "options": {"asymmetric": {"squares": 2, "streams": 1}},
+        "weights": 3.0, "squares": 6, "streams": 1, "options": {"asymmetric": {"squares": 2, "streams": 1}},
     }  # fmt: skip
 
     @property

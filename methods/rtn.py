@@ -26,7 +26,7 @@ class RTN:
 
     size: ClassVar[int] = 1
     stride: ClassVar[int] = 1
-    workspace: ClassVar[dict[str, Any]] = {"weights": 1.5, "squares": 0.0, "streams": 0}
+    workspace: ClassVar[dict[str, Any]] = {"weights": 1.0, "squares": 0.0, "streams": 0}
     reads: ClassVar[frozenset[StreamName]] = frozenset()
 
     def supports(self, setting: Setting) -> str | None:

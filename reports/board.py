@@ -97,14 +97,17 @@ def boards(gathered: Gathered, judge: Judge) -> list[Board]:
 def _board(group: Group, judge: Judge) -> Board:
     columns = [_column(task, group.cells) for task in group.tasks]
     averaged = [at for at, column in enumerate(columns) if _is_accuracy(column)]
+    wholes = _wholes(group, [columns[at].task for at in averaged])
     sections = []
     for setting, members in groupby(group.cells, key=lambda known: known.cell.setting):
         cells = list(members)
         found = [marks(judge, [k for k in cells if not k.cell.is_baseline], column.task) for column in columns]
-        lines = tuple(_line(group.label(known), known, columns, found, judge, averaged) for known in cells)
+        lines = tuple(_line(group.label(known), known, columns, found, judge, averaged, wholes) for known in cells)
         sections.append((setting, lines))
     if len(averaged) > 1:
         columns.append(Column("average", "accuracy", higher_is_better=True))
+    if wholes:
+        columns.append(Column("recovery", "% of full precision", higher_is_better=True))
     places = [place for _, lines in sections for line in lines for place in line.places]
     few = sorted({place.n for place in places if place.n and place.value is not None and not place.half})
     notes = [judge.basis]
@@ -124,7 +127,7 @@ def _is_accuracy(column: Column) -> bool:
 
 def _line(
     label: str, known: Known, columns: Sequence[Column], found: Sequence[Mapping[str, Mark]], judge: Judge,
-    averaged: Sequence[int],
+    averaged: Sequence[int], wholes: Mapping[str, float],
 ) -> Line:  # fmt: skip
     places = [
         _place(known, column, by_cell.get(known.cell.id, ""), judge)
@@ -132,6 +135,8 @@ def _line(
     ]
     if len(averaged) > 1:
         places.append(_average([places[at] for at in averaged]))
+    if wholes:
+        places.append(_recovery(known, wholes))
     bits = f"{known.bits:.2f}" if known.bits else "–"
     return Line(known.cell.id, label, known.cell.setting, bits, tuple(places))
 
@@ -150,4 +155,20 @@ def _average(places: Sequence[Place]) -> Place:
     if len(values) < len(places):
         return Place(f"n={len(values)}/{len(places)}")
     mean = sum(values) / len(values)
-    return Place(number(mean), mean, n=len(values))
+    return Place(number(mean), mean)
+
+
+def _wholes(group: Group, tasks: Sequence[str]) -> dict[str, float]:
+    """Full precision's accuracies, which others are held to; none unless it has all of them."""
+    rows = {task: group.baseline.row(task) if group.baseline else None for task in tasks}
+    wholes = {task: row.value for task, row in rows.items() if row is not None and row.value > 0}
+    return wholes if len(wholes) == len(tasks) else {}
+
+
+def _recovery(known: Known, wholes: Mapping[str, float]) -> Place:
+    """What of full precision's accuracy a cell keeps: the mean over tasks of the one divided by the other."""
+    parts = [row.value / whole for task, whole in wholes.items() if (row := known.row(task)) is not None]
+    if len(parts) < len(wholes):
+        return Place(f"n={len(parts)}/{len(wholes)}")
+    kept = 100 * sum(parts) / len(parts)
+    return Place(f"{kept:.1f}", kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import orjson
@@ -12,6 +13,7 @@ from harness.limits import show_bytes
 from harness.reports.gathered import Gathered, Group, Known
 from harness.reports.statistics import Comparison
 from harness.reports.words import visible
+from harness.store import Run
 from harness.tables import number
 
 SAMPLES = 20  # shown of each task; all of them lie in the run folder
@@ -32,10 +34,10 @@ def cell_values(
         "model": visible(cell.model),
         "method": visible(cell.method),
         "summary": [(name, visible(value)) for name, value in _summary(known)],
-        "scores": list(_scores(known, numbers)),
+        "scores": Markup("\n".join(_scores(known, numbers))),  # every name in it is escaped
         "options": [(visible(name), visible(str(value))) for name, value in sorted(cell.options.items())],
         "facts": visible_json(facts),
-        "machine": visible_json({"started": start.created, **_object(start.provenance)}) if start else "",
+        "machine": _machine(start) if start else "",
         "tasks": [(visible(task), visible_json(known.manifest(task))) for task in kept],
         "layers": _layers(known),
         "samples": list(_samples(known, kept)),
@@ -47,6 +49,12 @@ def visible_json(value: object) -> str:
     """For people: sorted, indented, nothing invisible."""
     text = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS).decode()
     return "\n".join(map(visible, text.split("\n")))
+
+
+@cache
+def _machine(start: Run) -> str:
+    """One machine runs many cells."""
+    return visible_json({"started": start.created, **_object(start.provenance)})
 
 
 def _summary(known: Known) -> Iterator[tuple[str, str]]:
@@ -69,21 +77,35 @@ def _summary(known: Known) -> Iterator[tuple[str, str]]:
     yield "attempts", ", ".join(attempt.status for attempt in known.result.attempts)
 
 
-def _scores(known: Known, numbers: Mapping[str, tuple[Row, Comparison | None]]) -> Iterator[Row]:
+def _scores(known: Known, numbers: Mapping[str, tuple[Row, Comparison | None]]) -> Iterator[str]:
+    """Rows of the table, by hand like those of the layers: a large leaderboard has a hundred thousand."""
     for task in known.cell.tasks:
         rows = known.result.tasks.get(task)
         if not rows:
-            yield {"task": visible(task), "metric": "", "value": known.status(task), "interval": "", "n": "",
-                   "against": "", "verdict": ""}  # fmt: skip
+            yield _score_row(task, "", known.status(task))
         for at, row in enumerate(rows or ()):
             judged, against = numbers[task] if at == 0 else ({}, None)
             low, high = judged.get("low"), judged.get("high")
-            yield {
-                "task": visible(task), "metric": f"{visible(row.metric)} {'↑' if row.higher_is_better else '↓'}",
-                "value": number(row.value), "n": row.n,
-                "interval": f"{number(low)} to {number(high)}" if low is not None and high is not None else "",
-                "against": _difference(against), "verdict": judged.get("verdict", ""),
-            }  # fmt: skip
+            yield _score_row(
+                task, f"{_html(row.metric)} {'↑' if row.higher_is_better else '↓'}", number(row.value),
+                f"{number(low)} to {number(high)}" if low is not None and high is not None else "", str(row.n),
+                _difference(against), judged.get("verdict", ""),
+            )  # fmt: skip
+
+
+def _score_row(
+    task: str, metric: str, value: str, interval: str = "", n: str = "", against: str = "", verdict: str = ""
+) -> str:
+    return (
+        f'<tr><th scope="row"><bdi>{_html(task)}</bdi></th><td>{metric}</td><td class="number">{value}</td>'
+        f'<td class="number">{interval}</td><td class="number">{n}</td><td class="number">{against}</td>'
+        f'<td><span class="verdict {verdict}">{verdict}</span></td></tr>'
+    )
+
+
+@lru_cache(maxsize=1000)
+def _html(name: str) -> str:
+    return str(escape(visible(name)))
 
 
 def _difference(found: Comparison | None) -> str:
@@ -105,9 +127,16 @@ def _layers(known: Known) -> Markup:
     names.sort(key=lambda name: name != "layer")
     head = "".join(f'<th scope="col">{escape(visible(name))}</th>' for name in names)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_shown(row.get(name)))}</td>" for name in names) + "</tr>\n" for row in report
+        "<tr>"
+        + "".join(f"<td{_kind(row.get(name))}>{escape(_shown(row.get(name)))}</td>" for name in names)
+        + "</tr>\n"
+        for row in report
     )
     return Markup(f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>")  # every value is escaped
+
+
+def _kind(value: object) -> str:
+    return ' class="number"' if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
 
 
 def _shown(value: object) -> str:
@@ -115,6 +144,8 @@ def _shown(value: object) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, dict):
         return ", ".join(f"{visible(str(name))} {_shown(part)}" for name, part in value.items())
     if isinstance(value, list):

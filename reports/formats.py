@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.reports.board import Board, Line, Place
+from harness.reports.board import Board, Column, Line, Place
 from harness.reports.words import latex, visible
 from harness.results import csv_value
 from harness.tables import escaped
@@ -40,7 +40,7 @@ def markdown(boards: Sequence[Board]) -> str:
     """GitHub's tables. Markdown has no underline, so the second best are in italics."""
     parts = []
     for board in boards:
-        rows = [_markdown_row(map(escaped, board.header)), "|" + " --- |" * len(board.header)]
+        rows = [_markdown_row(map(escaped, board.header)), "| --- | --- |" + " ---: |" * (len(board.header) - 2)]
         for line in board.lines:
             places = [_emphasized(place) for place in line.places]
             rows.append(_markdown_row([*map(escaped, _head(line)), *places]))
@@ -105,22 +105,26 @@ def _markdown_row(values: Iterable[str]) -> str:
 
 
 def _latex_table(board: Board) -> str:
-    align = "ll" + "r" * (len(board.header) - 2)
-    header = " & ".join(_latex_header(name) for name in board.header)
+    align = "llr" + "r@{\\,}l" * len(board.columns)  # numbers end and their intervals begin at one line
+    header = " & ".join(["method", "setting", "bits/weight", *map(_latex_header, board.columns)])
     sections = [" \\\\\n".join(map(_latex_row, lines)) + " \\\\\n" for _, lines in board.sections]
-    title = f"{latex(board.model, LONGEST)}; {latex(board.terms)}. {latex(caption(board))}."
+    below = caption(board)
+    title = f"{latex(board.model, LONGEST)}; {latex(board.terms)}. {latex(below[:1].upper() + below[1:])}."
     return (
-        f"\\begin{{table}}[t]\n\\centering\n\\caption{{{title}}}\n\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth"
+        f"\\begin{{table}}[tp]\n\\centering\n\\caption{{{title}}}\n\\vspace{{1ex}}\n\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth"
         f"\\else\\width\\fi}}{{!}}{{%\n\\begin{{tabular}}{{{align}}}\n\\toprule\n{header} \\\\\n\\midrule\n"
         + "\\midrule\n".join(sections)
         + "\\bottomrule\n\\end{tabular}}\n\\end{table}\n"
     )
 
 
-def _latex_header(name: str) -> str:
+def _latex_header(column: Column) -> str:
     """The parts of a column's name below one another: a task's name is long, its numbers are not."""
-    parts = visible(name, LONGEST).replace(":", ": ").split(" ")
-    return "\\shortstack{" + r"\\".join(latex(part) for part in parts if part) + "}"
+    task, *options = visible(column.task, LONGEST).split(":")
+    lines = [latex(task), *(rf"{{\scriptsize {latex(option)}}}" for option in options)]
+    if column.metric:
+        lines.append(latex(f"{visible(column.metric, LONGEST).replace('_', ' ')} {column.arrow}".strip()))
+    return r"\multicolumn{2}{r}{\begin{tabular}[b]{@{}r@{}}" + r"\\".join(lines) + r"\end{tabular}}"
 
 
 def _latex_row(line: Line) -> str:
@@ -129,5 +133,7 @@ def _latex_row(line: Line) -> str:
 
 def _latex_place(place: Place) -> str:
     text = latex(place.text)
+    if place.value is None:  # a word stands where number and interval would
+        return rf"\multicolumn{{2}}{{r}}{{{text}}}"
     marked = {"best": f"\\textbf{{{text}}}", "second": f"\\underline{{{text}}}", "": text}[place.mark]
-    return f"{marked} {{\\scriptsize $\\pm$ {latex(place.half)}}}" if place.half else marked
+    return f"{marked} & {{\\scriptsize $\\pm$ {latex(place.half)}}}" if place.half else f"{marked} &"

@@ -100,10 +100,9 @@ class Known:
 
     def kept_tasks(self) -> list[str]:
         """The tasks whose files lie in a run folder: a store may have been copied without them."""
-        there = {
-            source: RunFolder(source.path).cell(self.cell.id).tasks.is_dir() for source, _ in self.origins.values()
-        }
-        return [task for task, origin in self.origins.items() if there[origin.source]]
+        sources = {origin.source.name: origin.source for origin in self.origins.values()}
+        there = {name: RunFolder(each.path).cell(self.cell.id).tasks.is_dir() for name, each in sources.items()}
+        return [task for task, origin in self.origins.items() if there[origin.source.name]]
 
     def manifest(self, task: str) -> dict[str, Any]:
         """How a task was measured; empty where the run folder holds the store alone."""
@@ -141,6 +140,11 @@ class Gathered:
     sources: tuple[Source, ...]
     groups: tuple[Group, ...]
     notes: tuple[str, ...]
+
+    @property
+    def numbers(self) -> int:
+        """How many main numbers there are: one for each task of each cell that has been measured."""
+        return sum(len(known.result.tasks) for _, known in self.cells())
 
     def cells(self) -> Iterator[tuple[Group, Known]]:
         for group in self.groups:

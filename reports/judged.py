@@ -34,8 +34,7 @@ class Judge:
 
     @classmethod
     def of(cls, gathered: Gathered) -> Judge:
-        count = sum(len(known.result.tasks) for _, known in gathered.cells())
-        return cls(from_samples=count <= MANY)
+        return cls(from_samples=gathered.numbers <= MANY)
 
     @property
     def basis(self) -> str:

@@ -56,8 +56,9 @@ class Outcomes:
 
     @property
     def right_or_wrong(self) -> bool:
-        """Whether every block is one answer that counts 1 or 0."""
-        return bool(np.isin(self.total, (0, 1)).all() and (self.weight == 1).all()) and not self.exponential
+        """Whether every block is one answer that counts 1 or 0; a divergence that is 0 everywhere is no answer."""
+        counts = self.higher_is_better and not self.exponential
+        return counts and bool(np.isin(self.total, (0, 1)).all() and (self.weight == 1).all())
 
     def shown(self, ratio: float) -> float:
         """A ratio of the sums in the metric's own units."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ _STYLE: Any = {
 }  # fmt: skip
 _ERRORS = ("error_ratio", "weight_error", "error")  # of a layer's report, the most telling first
 _WIDEST = 60  # characters of a name
+_PANELS = 5
+_LABELLED = 24  # points; names of more would cover one another
 Drawing = tuple[str, str, Figure]
 
 
@@ -53,28 +56,38 @@ def write(figure: Figure, path: Path) -> None:
 
 
 def against_bits(group: Group) -> Iterator[Drawing]:
-    """The main number of every task against bits per weight, with the Pareto front."""
+    """The main number of every task against bits per weight: a panel, with its Pareto front, for each precision of the
+    activations, since a number at 4-bit activations is no rival of one at 16."""
     for number, task in enumerate(group.tasks):
         points = [(k, k.bits, row) for k in group.cells if (row := k.row(task)) is not None and k.bits is not None]
         quantized = [point for point in points if not point[0].cell.is_baseline]
         if len(quantized) < 2:
             continue
         up = bool(quantized[0][2].higher_is_better)
-        figure, axes = _figure()
-        for name, style, members in _by_method(quantized, lambda point: point[0]):
-            axes.errorbar(
-                [bits for _, bits, _ in members], [row.value for _, _, row in members],
-                yerr=[row.stderr or 0.0 for _, _, row in members], capsize=2, linestyle="none", label=name, **style,
-            )  # fmt: skip
-        front = _front([(bits, row.value) for _, bits, row in quantized], up)
-        axes.step(*zip(*front, strict=True), where="post", color="0.4", linestyle=":", label="Pareto front", zorder=0)
-        for known, _, row in points:
-            if known.cell.is_baseline:
-                axes.axhline(row.value, color="0.3", linewidth=1, linestyle="--", label="full precision")
-        _logarithmic_if_wide(axes, [row.value for _, _, row in points if row.value > 0], up)
-        _bits_axis(axes, [bits for _, bits, _ in quantized])
-        axes.set_ylabel(_label(task, quantized[0][2].metric, up))
-        axes.legend(fontsize=8)
+        panels = list(dict.fromkeys(_activations(known) for known, _, _ in quantized))[:_PANELS]
+        figure = Figure(figsize=(2.2 + 2.6 * len(panels), 4.2))
+        first: Axes | None = None
+        for at, panel in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), at + 1, sharex=first, sharey=first)
+            first = first or axes
+            for name, style, members in _by_method(quantized, lambda point: point[0]):
+                those = [(bits, row.value, row.stderr or 0.0) for k, bits, row in members if _activations(k) == panel]
+                x, y, spread = zip(*those, strict=True) if those else ((), (), ())
+                axes.errorbar(x, y, yerr=spread, capsize=2, linestyle="none", label=name, **style)
+            front = _front([(bits, row.value) for known, bits, row in quantized if _activations(known) == panel], up)
+            label = "Pareto front" if len(front) > 2 else None
+            axes.step(*zip(*front, strict=True), where="post", color="0.4", linestyle=":", label=label, zorder=0)
+            for known, _, row in points:
+                if known.cell.is_baseline:
+                    axes.axhline(row.value, color="0.3", linewidth=1, linestyle="--", label="full precision")
+            axes.set_title(panel, fontsize=9)
+            axes.set_xlabel("bits per weight")
+            axes.tick_params(labelleft=at == 0)
+        assert first is not None  # there are points, so there is a panel
+        _logarithmic_if_wide(first, [row.value for _, _, row in points if row.value > 0], up)
+        _bits_axis(first, [bits for _, bits, _ in quantized])
+        first.set_ylabel(_label(task, quantized[0][2].metric, up))
+        _legend_below(figure)
         yield f"bits-{number + 1}", f"{visible(task)} against bits per weight; bars are standard errors", figure
 
 
@@ -127,9 +140,9 @@ def layer_errors(group: Group) -> Iterator[Drawing]:
             )
             axes.set_xticks(range(len(linears)), linears, rotation=90)
             axes.set_ylabel("block" if at == 0 else "")
-            axes.set_title(name, fontsize=9)
+            axes.set_title(f"{name}\n{metric.replace('_', ' ')}", fontsize=9)
             axes.grid(visible=False)
-            figure.colorbar(image, ax=axes, label=metric.replace("_", " "))
+            figure.colorbar(image, ax=axes)
         yield f"layers-{setting}", f"{setting}: error of every layer", figure
 
 
@@ -187,7 +200,7 @@ def costs(group: Group) -> Iterator[Drawing]:
     ]  # fmt: skip
     if len(points) < 2:
         return
-    figure = Figure(figsize=(9, 4))
+    figure = Figure(figsize=(9, 4.4))
     up = bool(points[0][2].higher_is_better)
     kinds: tuple[tuple[str, Callable[[Attempt], float | None]], ...] = (
         ("quantization, s", lambda last: last.quantize_seconds),
@@ -196,13 +209,22 @@ def costs(group: Group) -> Iterator[Drawing]:
     for at, (title, value) in enumerate(kinds):
         axes = figure.add_subplot(1, 2, at + 1)
         for name, style, members in _by_method(points, lambda point: point[0]):
-            those = [(cost, row.value) for _, last, row in members if (cost := value(last)) is not None]
+            those = [(cost, row.value, k) for k, last, row in members if (cost := value(last))]
             if those:
-                axes.plot(*zip(*those, strict=True), linestyle="none", label=name, **style)
+                axes.plot([x for x, _, _ in those], [y for _, y, _ in those], linestyle="none", label=name, **style)
+            for x, y, known in those if len(points) <= _LABELLED else ():
+                words = visible(known.cell.setting, 20)
+                axes.annotate(words, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=6, color="0.35")
+        costs_shown = [cost for _, last, _ in points if (cost := value(last))]
+        if costs_shown and max(costs_shown) > 20 * min(costs_shown):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(_minor)
+        axes.margins(x=0.12)
         _logarithmic_if_wide(axes, [row.value for _, _, row in points if row.value > 0], up)
         axes.set_xlabel(title)
-        axes.set_ylabel(_label(tasks[0], points[0][2].metric, up))
-    axes.legend(fontsize=8)
+        axes.set_ylabel(_label(tasks[0], points[0][2].metric, up) if at == 0 else "")
+    _legend_below(figure)
     yield "costs", f"time and memory of quantization against {visible(tasks[0])}", figure
 
 
@@ -252,10 +274,25 @@ def _front(points: Sequence[tuple[float, float]], up: bool) -> list[tuple[float,
 
 def _bits_axis(axes: Axes, bits: Sequence[float]) -> None:
     axes.set_xscale("log")
-    ticks = [tick for tick in (2, 2.5, 3, 4, 5, 6, 8, 16) if 0.9 * min(bits) <= tick <= 1.1 * max(bits)]
+    low, high = 0.95 * min(bits), 1.05 * max(bits)
+    fine = (2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.25, 4.5, 5, 6, 8, 12, 16)
+    ticks = [tick for tick in (fine if high < 2 * low else (2, 3, 4, 5, 6, 8, 12, 16)) if low <= tick <= high]
+    axes.set_xlim(low, high)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("bits per weight")
+
+
+def _activations(known: Known) -> str:
+    """What of a setting is not the weights: ``A4``, ``A4KV4``."""
+    found = re.search(r"A\d+(KV\d+)?", known.cell.setting)
+    return found[0] if found else visible(known.cell.setting, _WIDEST)
+
+
+def _legend_below(figure: Figure) -> None:
+    """Each name once, under all panels, where it covers no point."""
+    found = {name: what for axes in figure.axes for what, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    columns = min(len(found), 4)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def _logarithmic_if_wide(axes: Axes, values: Sequence[float], up: bool) -> None:

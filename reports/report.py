@@ -13,7 +13,7 @@ from harness import atomic
 from harness.reports import formats, ledger
 from harness.reports.board import Board, boards
 from harness.reports.gathered import Gathered, gather
-from harness.reports.judged import Judge
+from harness.reports.judged import MANY, Judge
 from harness.reports.pages import ASSETS, render
 from harness.reports.words import visible
 from harness.tables import MANY_ROWS
@@ -48,10 +48,11 @@ class Report:
         atomic.write_text(path, self.text("markdown" if format == "table" else format, shown))
 
     def write(self, out: Path) -> Iterator[Path]:
-        """The tables in every format, the ledger, and the plots that the runs have data for; yields what it wrote."""
-        from harness.reports.plots import draw
+        """The tables in every format, the ledger, and the plots that the runs have data for; yields what it wrote.
 
-        figures = list(draw(self.gathered, out))
+        Of very many numbers no plot is drawn: in one that shows a thousand points nobody finds any.
+        """
+        figures = [] if self.gathered.numbers > MANY else self._figures(out)
         for format, suffix in SUFFIXES.items():
             path = out / f"report.{suffix}"
             text = self.html(figures=figures) if format == "html" else self.text(format, self.boards)
@@ -62,6 +63,11 @@ class Report:
         for name, _ in figures:
             yield out / name
             yield out / name.replace(".svg", ".png")
+
+    def _figures(self, out: Path) -> list[tuple[str, str]]:
+        from harness.reports.plots import draw
+
+        return list(draw(self.gathered, out))
 
     def text(self, format: str, shown: Sequence[Board]) -> str:
         if format == "html":
@@ -83,6 +89,7 @@ class Report:
             "boards": shown if shown is not None else self.boards,
             "caption": formats.caption,
             "figures": figures,
+            "unplotted": MANY if self.gathered.numbers > MANY else 0,
         })  # fmt: skip
 
     def published(self) -> list[Board]:

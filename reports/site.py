@@ -28,6 +28,7 @@ from harness.reports.judged import Judge, Mark, marks
 from harness.reports.pages import ASSETS, environment
 from harness.reports.statistics import Comparison, verdicts
 from harness.reports.words import visible
+from harness.specs import show
 
 MARK = ".harness-leaderboard"  # only a folder that holds it, or nothing, is ever replaced
 LONG = 2000  # cells; a method's page has no table of more: the leaderboard's can be filtered
@@ -124,6 +125,7 @@ def _group(site: Site, group: Group) -> None:
         "metrics": [_metric(group, task) for task in group.tasks],
         "cells": cells,
         "numbers": [[row for row, _ in column] for column in columns.values()],
+        "baseline": next((at for at, known in enumerate(group.cells) if known is group.baseline), None),
     }
     key = group_key(group)
     site.write(f"data/{key}.js", f"window.HARNESS.take({_script(key)}, {_script(value)});\n")
@@ -141,6 +143,7 @@ def _cell_row(group: Group, known: Known) -> Row:
     return {
         "method": visible(group.label(known), 120), "setting": known.cell.setting, "bits": known.bits,
         "seconds": last.quantize_seconds if last else None, "page": cell_page(group, known),
+        "baseline": known.cell.is_baseline,
         "memory": last.peak_memory_bytes / 1e9 if last and last.peak_memory_bytes is not None else None,
     }  # fmt: skip
 
@@ -197,7 +200,7 @@ def _methods(site: Site) -> None:
     for name in sorted({known.cell.method for _, known in cells}):
         info = infos.get(name)
         summary = visible(info.summary if info else "A method from outside this package.")
-        options = [(option.name, option.kind, str(option.default)) for option in info.options] if info else []
+        options = [(option.name, option.kind, show(option.default)) for option in info.options] if info else []
         pages = {k.cell.id: "../" + cell_page(group, k) for group, k in cells if k.cell.method == name}
         site.page(
             method_page(name), "method.html", name=visible(name), summary=summary, options=options, pages=pages,

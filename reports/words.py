@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
+_PLAIN = re.compile(r"[A-Za-z0-9. ]*").fullmatch  # most of a table is numbers
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -32,7 +34,8 @@ def _visible(char: str) -> str:
 
 def latex(text: str, longest: int | None = None) -> str:
     """For a LaTeX document with T1 fonts: characters that those fonts lack become their code points."""
-    return "".join(map(_latex, visible(text, longest)))
+    shown = visible(text, longest)
+    return shown if _PLAIN(shown) else "".join(map(_latex, shown))
 
 
 def _latex(char: str) -> str:

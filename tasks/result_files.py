@@ -40,7 +40,7 @@ def read_summary(folder: Path, key: str) -> dict[str, Any] | None:
     try:
         summary: dict[str, Any] = json.loads(path.read_text())
         matches = summary["task"] == key
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         matches = False
     if not matches:
         raise HarnessError(f"this is not the result of task {key}", where=str(path), fix="delete it and run again")

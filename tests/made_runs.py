@@ -12,6 +12,7 @@ from harness.store import Attempt, Measured, Run, Store
 
 STORES = Path(__file__).parent / "reports" / "stores"
 DEMO, DUQUANT, KNOWN = STORES / "demo", STORES / "demo-duquant", STORES / "known"
+README = STORES / "readme"  # the demo that the README shows
 WHEN = "2026-01-01T00:00:00+00:00"
 HOSTILE = (
     "<script>alert(1)</script>", "a|b\\c", "=cmd()", "x" * 300, "\u202eright to left \u05d0\u05d1",

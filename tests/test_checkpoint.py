@@ -59,6 +59,7 @@ def header(entries: dict[str, object], data: bytes = b"") -> bytes:
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -81,6 +82,7 @@ def test_unsound_files_are_refused_before_anything_is_read(folder: Path, content
         open_checkpoint(folder)
 
 
+@pytest.mark.fault(26)
 def test_pickles_are_never_an_option(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(HarnessError, match=r"pickled[\s\S]*fix:"):

@@ -7,14 +7,34 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
+
+from made_runs import README
 
 from harness.contract import document
+from harness.reports import formats
+from harness.reports.gathered import gather
+from harness.reports.plots import draw
+from harness.reports.report import Report
 
 ROOT = Path(__file__).parents[1]
+FIGURE = ROOT / "docs" / "figures" / "demo.svg"
 
 
 def test_the_contract_is_current() -> None:
     assert (ROOT / "docs" / "method-contract.md").read_text() == document(), "python -m harness.contract > docs/…"
+
+
+def test_the_table_of_the_readme_is_what_the_demo_s_store_renders_to() -> None:
+    shown = (ROOT / "README.md").read_text().partition("tox -e readme -->\n\n")[2].partition("\n<!-- end of")[0]
+    assert shown == formats.markdown(Report.of([README]).boards), "tox -e readme -- tests/reports/stores/readme"
+
+
+def test_the_plot_of_the_readme_has_the_demo_s_words(tmp_path: Path) -> None:
+    name, _ = next(iter(draw(gather([README]), tmp_path)))
+    kept, drawn = ([*ElementTree.parse(path).getroot().itertext()] for path in (FIGURE, tmp_path / name))
+    assert kept == drawn  # methods, settings and the numbers of the axes; coordinates may differ between machines
+    assert "gptq" in " ".join(kept)
 
 
 def test_the_tutorial_runs(tiny_folder: Path, tmp_path: Path) -> None:

@@ -226,12 +226,14 @@ def test_broken_contracts_are_named(
         run(tiny_model, Spoilt(fault=fault), tmp_path)
 
 
+@pytest.mark.fault(19)
 def test_damaged_weights_are_named_before_any_method_sees_them(tiny_model: LoadedModel, tmp_path: Path) -> None:
     tiny_model.module.get_parameter("model.layers.1.mlp.up_proj.weight").data[3, 5] = torch.inf
     with pytest.raises(BadOutput, match=r"the weight of model\.layers\.1\.mlp\.up_proj holds NaN or infinity"):
         run(tiny_model, create_method("rtn", {}), tmp_path)
 
 
+@pytest.mark.fault(19)
 def test_calibration_that_overflows_is_named(tiny_model: LoadedModel, tmp_path: Path) -> None:
     tiny_model.module.get_parameter("model.layers.1.input_layernorm.weight").data.fill_(1e25)
     with pytest.raises(BadOutput, match=r"hold NaN or infinity\n  where: model\.layers\.1\.self_attn\.q_proj"):

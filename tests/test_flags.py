@@ -8,6 +8,7 @@ from harness.flags import worse_than_guessing
 from harness.tasks.measurement import Measurement, TaskResult
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize(("value", "flagged"), [(511.0, False), (513.0, True)])
 def test_a_perplexity_above_the_vocabulary_is_flagged(value, flagged, tmp_path):
     measurement = Measurement("token_perplexity", value, 1.0, 12, False)

@@ -20,6 +20,7 @@ def test_folder_is_linked_and_has_no_init(name: str) -> None:
     assert not (ROOT / name / "__init__.py").exists()
 
 
+@pytest.mark.fault(38)
 def test_somebody_elses_kernels_package_wins(tmp_path: Path) -> None:
     """Repository root first on the path, as `python -m` puts it: transformers looks for a package `kernels`."""
     (tmp_path / "kernels").mkdir()

@@ -96,7 +96,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for damage in (b"", whole[:100], whole[: len(whole) // 2], b"\x00" * len(whole)):
         path.write_bytes(damage)
-        with pytest.raises(HarnessError, match="is not a quantized model"):
+        with pytest.raises(HarnessError, match=r"cannot be read|is not as it was written"):
             QuantizedModel.load(path)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from harness import store as store_module
 from harness.errors import BadOutput, HarnessError, Infrastructure
-from harness.store import SCHEMA_VERSION, Attempt, Measured, Run, Store, read
+from harness.store import SCHEMA_VERSION, Attempt, Damaged, Measured, Run, Store, read
 
 CELL = "0123456789abcdef"
 
@@ -112,6 +112,23 @@ def test_a_bad_attempt_is_refused(path: Path, bad: dict[str, object]) -> None:
     assert read(path).attempts == []
 
 
+def test_a_negative_zero_is_zero(path: Path) -> None:
+    """SQLite keeps no sign of zero: sealed as it was given, the row would count as damaged for ever."""
+    store = Store(path)
+    store.add_measured([measured(metric="kl", value=-0.0, stderr=-0.0)])
+    store.close()
+    assert repr(read(path).measured[0].value) == "0.0"
+
+
+@pytest.mark.parametrize("changes", [{"n": 4.0}, {"n": "4"}, {"task": "a\0b", "higher_is_better": True}])
+def test_what_would_come_back_as_something_else_is_refused(path: Path, changes: dict[str, object]) -> None:
+    store = Store(path)
+    with pytest.raises(BadOutput):
+        store.add_measured([measured(**changes)])
+    store.close()
+    assert read(path).measured == []
+
+
 def test_nothing_is_recorded_twice(filled: Path) -> None:
     store = Store(filled)
     with pytest.raises(BadOutput):
@@ -175,9 +192,31 @@ def test_a_closed_store_is_read_by_its_checksum_and_any_other_row_by_row(
     looked.clear()
     assert len(read(filled).attempts) == 2
     assert looked == []
-    store_module.checksum_path(filled).write_bytes(b"\xff")
+    store_module.checksum_path(filled).unlink()
     assert len(read(filled).attempts) == 2
     assert looked == ["runs", "attempts", "measured"]
+
+
+@pytest.mark.parametrize("opened", [read, Store])
+def test_rows_cut_off_the_end_of_a_closed_store_are_missed(filled: Path, opened) -> None:
+    """The chain of digests of what is left is whole: only the checksum of the file tells."""
+    connection = sqlite3.connect(filled)
+    connection.execute("DELETE FROM measured WHERE seq = 2")
+    connection.commit()
+    connection.close()
+    with pytest.raises(Damaged, match="changed after it was closed"):
+        opened(filled)
+
+
+@pytest.mark.parametrize(
+    ("metric", "bad", "good"), [("acc", 1.5, 1.0), ("acc_norm", -0.1, 0.0), ("token_perplexity", 0.5, 1.0)]
+)
+def test_numbers_that_a_metric_cannot_have_are_refused(path: Path, metric: str, bad: float, good: float) -> None:
+    store = Store(path)
+    with pytest.raises(BadOutput, match="not between"):
+        store.add_measured([measured(metric=metric, value=bad)])
+    store.add_measured([measured(metric=metric, value=good)])
+    store.close()
 
 
 def test_a_store_that_was_damaged_while_open_gets_no_checksum(filled: Path) -> None:

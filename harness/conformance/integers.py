@@ -47,11 +47,13 @@ def honest_bits(subject: Subject) -> None:
     """What is stored is what the setting says, and no weight hides elsewhere: in scales, tiny groups or transforms.
 
     To pass: groups of the size that the setting asks for, at most 2^bits levels in each, orthogonal rotations that
-    all blocks of a layer share, and a bias only where the model has one or where a scale was folded through it.
+    all blocks of a layer share, and a bias only where the layer has one.
     """
     for name, linear in subject.base.quantized.linears.items():
         for fault in _hiding_places(linear, subject):
             raise Failed(f"{name}: {fault}")
+        if linear.bias is not None and subject.model.module.get_submodule(name).bias is None:
+            raise Failed(f"{name}: a bias, which the layer has none of")
 
 
 def _hiding_places(linear: QuantizedLinear, subject: Subject) -> Iterator[str]:
@@ -127,7 +129,7 @@ def function_preserved(subject: Subject) -> None:
     (`InputTransform.fold`, `harness.folding`), in float32.
     """
     fine = subject.first_supported("W8A16g16", "W8A16", "W8A8g16", "W8A8", "W4A16g16")
-    error, most = subject.error(subject.run(fine).quantized), 0.05 if fine.weight_bits == 8 else 0.35
+    error, most = subject.error(subject.at(fine).quantized), 0.05 if fine.weight_bits == 8 else 0.35
     if not error <= most:
         raise Failed(f"at {fine} the logits are off by {error:.1%}, more than {most:.0%}: this is not rounding")
 
@@ -156,7 +158,7 @@ def more_bits_are_better(subject: Subject) -> None:
     supported = [text for text in settings if subject.method.supports(_setting(text)) is None]
     if len(supported) < 2:
         raise NotApplicable("the method supports fewer than two of " + ", ".join(settings))
-    errors = {text: subject.error(subject.run(_setting(text)).quantized) for text in supported}
+    errors = {text: subject.error(subject.at(_setting(text)).quantized) for text in supported}
     for low, high in pairwise(supported):
         if not errors[high] < errors[low]:
             raise Failed(f"the logits are off by {errors[low]:.1%} at {low}, and by {errors[high]:.1%} at {high}")

@@ -70,7 +70,7 @@ def settings_kept(subject: Subject) -> None:
     tried = [setting for setting in map(Setting.parse, _TRIED) if subject.method.supports(setting) is None]
     for setting in tried:
         try:
-            quantized = subject.run(setting).quantized
+            quantized = subject.at(setting).quantized
         except Exception as error:  # whatever it raises is the finding
             raise Failed(f"{setting} is said to be supported, but: {type(error).__name__}: {error}") from error
         for name, linear in quantized.linears.items():

@@ -7,7 +7,6 @@ was being asked is then told as failed, with how the process ended.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.endings import Ending, classify
+from harness.environment import allowed
 from harness.limits import Limits
 from harness.pool import Command, Interrupted, Pool
 from harness.runfolder import RunFolder
@@ -82,7 +82,7 @@ def check_methods(
     verdicts = {method: Verdict(method) for method in methods}
 
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, **child_environment(RunFolder(Path(folder)))}
+        environment = {**allowed(), **child_environment(RunFolder(Path(folder)))}
         pool = Pool(limits or Limits())
         commands = [_command(Path(folder, str(i)), method, real, environment) for i, method in enumerate(verdicts)]
         for command, happening in pool.run(commands):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 
 from harness.conformance.models import Case
-from harness.conformance.watching import Traces, Watched
+from harness.conformance.watching import Traces, Watched, changes, model_state
 from harness.driver import quantize_model
 from harness.method import Method
 from harness.models import LoadedModel
@@ -52,6 +52,7 @@ class Subject:
     create: Callable[[], Method]
     case: Case
     expected_failures: Mapping[str, str] = field(default_factory=dict)
+    _runs: dict[Setting, Run] = field(default_factory=dict, init=False)
 
     @cached_property
     def method(self) -> Method:
@@ -76,9 +77,16 @@ class Subject:
     def calibration(self) -> Int64[torch.Tensor, "n length"]:
         return self.case.calibration(self.case.short)
 
-    @cached_property
+    @property
     def base(self) -> Run:
-        return self.run()
+        """What most checks look at."""
+        return self.at(self.setting)
+
+    def at(self, setting: Setting) -> Run:
+        """A plain run, done once however many checks look at it."""
+        if setting not in self._runs:
+            self._runs[setting] = self.run(setting)
+        return self._runs[setting]
 
     def run(
         self,
@@ -96,10 +104,13 @@ class Subject:
             said.append((done, total, detail))
 
         watched = Watched(self.create(), stop_at=stop_at)
+        model = model or self.model
+        _ = model.architecture  # discovery looks at the model too, before the method does
+        before = model_state(model.module)
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
             quantized = quantize_model(
-                model or self.model,
+                model,
                 watched,
                 setting or self.setting,
                 self.calibration if calibration is None else calibration,
@@ -107,7 +118,11 @@ class Subject:
                 checkpoints=checkpoints or Path(folder),
                 progress=progress,
             )
-            return Run(quantized, watched.traces, said, time.monotonic() - start)
+            seconds = time.monotonic() - start
+        watched.traces.model += [
+            f"{change} over the whole walk" for change in changes(before, model_state(model.module))
+        ]
+        return Run(quantized, watched.traces, said, seconds)
 
     def logits(self, quantized: QuantizedModel | None = None) -> Float[torch.Tensor, "tokens vocabulary"]:
         """Of a little text, by the model as it is or with ``quantized`` in it."""

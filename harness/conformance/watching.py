@@ -53,9 +53,9 @@ class Watched:
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
         if window.index == self.stop_at:
             raise Stopped
-        before = model_state(window.runner.modules[""]), _streams(window), process_state()
+        before = _blocks(window), _streams(window), process_state()
         part = self.method.quantize(window, setting)
-        after = model_state(window.runner.modules[""]), _streams(window), process_state()
+        after = _blocks(window), _streams(window), process_state()
         found = (self.traces.model, self.traces.calibration, self.traces.process)
         for old, new, words in zip(before, after, found, strict=True):
             words += [f"{change} in window {window.index}" for change in changes(old, new)]
@@ -77,15 +77,15 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str
             yield f"{key} changed"
 
 
-def model_state(model: nn.Module) -> dict[str, Any]:
+def model_state(model: nn.Module, prefix: str = "") -> dict[str, Any]:
     """Everything about a model that a forward pass depends on, in a form that can be compared."""
     state: dict[str, Any] = {}
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(prefix=prefix):
         hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
         state[f"module {name!r}"] = (id(module), module.training, hooks, module.__dict__.get("forward"))
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(prefix=prefix):
         state[name] = (parameter.dtype, parameter.requires_grad, _fingerprint(parameter))
-    for name, buffer in model.named_buffers():
+    for name, buffer in model.named_buffers(prefix=prefix):
         state[f"buffer {name}"] = (buffer.dtype, _fingerprint(buffer))
     return state
 
@@ -110,6 +110,14 @@ def process_state() -> dict[str, Any]:
         "the working folder": os.getcwd(),
         **{f"environment variable {name}": value for name, value in os.environ.items()},
     }
+
+
+def _blocks(window: Window) -> dict[str, Any]:
+    """The window's own blocks; the rest of a large model is looked at before and after the walk."""
+    state: dict[str, Any] = {}
+    for block in window.blocks:
+        state |= model_state(window.runner.modules[block.name], block.name)
+    return state
 
 
 def _streams(window: Window) -> dict[str, Any]:

@@ -22,8 +22,10 @@ PLANTED = [
     ("codes_beyond_bits", "codes_within_bits", "beyond 4 bits"),
     ("one_weight_groups", "honest_bits", "groups of 1"),
     ("weight_in_rotation", "honest_bits", "not orthogonal"),
+    ("adds_a_bias", "honest_bits", "a bias, which the layer has none of"),
     ("changes_calibration", "leaves_calibration_alone", "chunk 0 of the quantized stream changed"),
     ("changes_model", "leaves_the_model_alone", "model.layers.0.mlp.down_proj.weight changed in window 0"),
+    ("changes_the_embedding", "leaves_the_model_alone", "model.embed_tokens.weight changed over the whole walk"),
     ("leaks_random_state", "leaves_the_process_alone", "Python's random"),
     ("leaks_random_state", "leaves_the_process_alone", "the seed of torch's generator"),
     ("switches_precision", "leaves_the_process_alone", "environment variable BEHIND is new"),
@@ -61,6 +63,7 @@ def outcome(method: str, check: str) -> Outcome:
     return examine(Subject(info, create, case), next(c for c in CHECKS if c.name == check))
 
 
+@pytest.mark.fault(22, 23)
 @pytest.mark.parametrize(("method", "check", "words"), PLANTED)
 def test_what_is_planted_is_found_and_named(method: str, check: str, words: str) -> None:
     found = outcome(str(BROKEN / f"{method}.py"), check)

@@ -41,6 +41,7 @@ def test_a_path_is_timed_beside_its_baselines(setting: str, tmp_path: Path) -> N
     assert content["timings"][0]["samples_seconds"]["path"] == list(timing.samples["path"].seconds)
 
 
+@pytest.mark.fault(24)
 def test_a_wrong_path_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = IntegerProduct.__call__
     monkeypatch.setattr(IntegerProduct, "__call__", lambda self, x: right(self, x) * 1.1)

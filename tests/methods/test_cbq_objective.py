@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.methods.cbq_objective import Example, Objective, divergence, squared_error
+from harness.methods.cbq_objective import Errors, Example, Objective, Text, divergence, squared_error
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -15,25 +15,25 @@ H1, H2 = random(2, 8, 32), random(2, 8, 32, seed=1)
 
 def test_nothing_is_lost_on_equal_outputs() -> None:
     for p in (0.0, 0.5, 1.0):
-        assert squared_error(H1, H1, 1.0, p) == 0
-    assert abs(float(divergence(H1, H1))) < 1e-6
+        assert (squared_error(H1, H1, 1.0, p) == 0).all()
+    assert (divergence(H1, H1).abs() < 1e-6).all()
 
 
 def test_divergence_is_positive_directed_and_blind_to_constants() -> None:
-    assert divergence(H1, H2) > 0
-    assert abs(float(divergence(H1, H2) - divergence(H2, H1))) > 1e-3
+    assert (divergence(H1, H2) > 0).all()
+    assert ((divergence(H1, H2) - divergence(H2, H1)).abs() > 1e-3).any()
     shift = random(2, 8, 1, seed=2)
     torch.testing.assert_close(divergence(H1 + shift, H2), divergence(H1, H2), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(divergence(H1, H2 + shift), divergence(H1, H2), rtol=1e-4, atol=1e-6)
     plain = torch.nn.functional.kl_div(H2.log_softmax(-1), H1.log_softmax(-1), log_target=True, reduction="sum") / 16
-    torch.testing.assert_close(divergence(H1, H2), plain)
+    torch.testing.assert_close(divergence(H1, H2).mean(), plain)
 
 
 def test_massive_activations_do_not_overflow() -> None:
     for p in (0.0, 0.5, 1.0):
-        assert torch.isfinite(squared_error(H1 * 1e3, H2 * 1e3, 1e6, p))
-    assert torch.isfinite(divergence(H1 * 1e3, H2 * 1e3))
-    assert torch.isfinite(divergence((H1 * 1e3).bfloat16(), (H2 * 1e3).bfloat16()))
+        assert torch.isfinite(squared_error(H1 * 1e3, H2 * 1e3, 1e6, p)).all()
+    assert torch.isfinite(divergence(H1 * 1e3, H2 * 1e3)).all()
+    assert torch.isfinite(divergence((H1 * 1e3).bfloat16(), (H2 * 1e3).bfloat16())).all()
 
 
 def test_a_massive_token_counts_as_asked() -> None:
@@ -44,8 +44,8 @@ def test_a_massive_token_counts_as_asked() -> None:
     others[:, 0] = 0
 
     def share_of_the_massive_token(p: float) -> float:
-        rest = squared_error(target, target * (1 + 0.1 * others), mean_square, p)
-        return 1 - float(rest / squared_error(target, target * (1 + 0.1 * all_tokens), mean_square, p))
+        rest = squared_error(target, target * (1 + 0.1 * others), mean_square, p).mean()
+        return 1 - float(rest / squared_error(target, target * (1 + 0.1 * all_tokens), mean_square, p).mean())
 
     assert share_of_the_massive_token(0.0) > 0.999  # the plain mean sees nothing else
     assert 0.9 < share_of_the_massive_token(0.5) < 0.999
@@ -55,9 +55,9 @@ def test_a_massive_token_counts_as_asked() -> None:
 def test_plain_mean_and_relative_error_are_the_two_ends() -> None:
     mean_square = float(H1.square().mean())
     torch.testing.assert_close(
-        squared_error(H1, H2, mean_square, 0.0), torch.nn.functional.mse_loss(H2, H1) / mean_square
+        squared_error(H1, H2, mean_square, 0.0).mean(), torch.nn.functional.mse_loss(H2, H1) / mean_square
     )
-    relative = ((H1 - H2).square().mean(-1) / H1.square().mean(-1)).mean()
+    relative = (H1 - H2).square().mean(-1) / H1.square().mean(-1)
     torch.testing.assert_close(squared_error(H1, H2, mean_square, 1.0), relative)
 
 
@@ -71,3 +71,33 @@ def test_targets_are_weighted() -> None:
     torch.testing.assert_close(both["loss"], expected)
     only = Objective(fp=1.0, homologous=0.0, l2=1.0, kl=0.0, token_norm=0.0)(example, H2, 1.0)
     assert set(only) == {"loss", "l2_fp"}
+
+
+def test_one_kind_of_token_is_not_given_up_for_the_other() -> None:
+    """Answering all ordinary tokens better and the massive one worse lowers the mean relative error."""
+    target = H1.clone()
+    target[:, 0] *= 1000
+    text = Text((Example(target, target, None),), float(target.square().mean()))
+    objective = Objective(fp=1.0, homologous=0.0, l2=1.0, kl=0.0, token_norm=1.0)
+
+    def errors(massive: float, ordinary: float) -> Errors:
+        error = torch.full_like(target, 1 + ordinary)
+        error[:, 0] = 1 + massive
+        return objective.errors(text, lambda x: x * error)
+
+    start = errors(massive=0.001, ordinary=0.2)
+    traded = errors(massive=0.01, ordinary=0.1)
+    assert traded.loss < start.loss and traded.absolute > start.absolute
+    assert not traded.better_than(start)
+    assert errors(massive=0.0005, ordinary=0.1).better_than(start)
+    assert not errors(massive=0.0005, ordinary=0.3).better_than(start)
+    assert not start.better_than(start)
+
+
+def test_a_gain_that_is_this_texts_alone_is_none() -> None:
+    """Half of the tokens answered better by chance, half worse, and a lower mean."""
+    noise = random(400, seed=4)
+    start = Errors(torch.ones(400), 1.0, 1.0)
+    within, beyond = (Errors(1 - gain + (noise - noise.mean()), 1.0, 1.0) for gain in (0.08, 0.12))
+    assert within.loss < start.loss and not within.better_than(start)
+    assert beyond.better_than(start)

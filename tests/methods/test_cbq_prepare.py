@@ -68,7 +68,7 @@ def test_the_function_stays_what_it_was(name: str, rotate: str) -> None:
     """Under grouped-query attention too, where heads that share values get equal scales."""
     with torch.no_grad():
         window = next(windows(trained(name)))
-        prepared = Preparation(FEW, 0.5, rotate).of(window)
+        prepared = Preparation(FEW, None, 0.5, rotate).of(window)
         before = window.forward(window.full_precision.chunks[0])
         error = (exact(window, prepared) - before).norm() / before.norm()
     assert error < (1e-5 if rotate == "none" else 1e-4)
@@ -85,7 +85,7 @@ def test_unequal_scales_of_shared_values_would_change_the_function() -> None:
     """Why scales are made equal for the query heads that share a value head."""
     with torch.no_grad():
         window = next(windows(trained("llama, tied")))
-        prepared = Preparation(FEW, 0.5, "none").of(window)
+        prepared = Preparation(FEW, None, 0.5, "none").of(window)
         (o_proj,) = (names for names in window.shared_inputs if names[0].endswith("o_proj"))
         before = window.forward(window.full_precision.chunks[0])
         raw, weights = prepared.raw_scales[o_proj], dict(prepared.smoothed.weights)
@@ -99,7 +99,7 @@ def test_unequal_scales_of_shared_values_would_change_the_function() -> None:
 def test_only_outlier_channels_are_scaled() -> None:
     with torch.no_grad():
         window = next(windows(trained("llama, tied")))
-        prepared = Preparation(FEW, 0.5, "none").of(window)
+        prepared = Preparation(FEW, None, 0.5, "none").of(window)
         for (stop,) in window.walk(window.full_precision):
             if not stop.names:
                 break
@@ -115,9 +115,9 @@ def test_a_block_that_stays_is_prepared_as_before(rotate: str) -> None:
     with torch.no_grad():
         model = trained("llama, tied")
         first, second = windows(model, size=2)
-        prepared = Preparation(FEW, 0.5, rotate).of(first)
+        prepared = Preparation(FEW, None, 0.5, rotate).of(first)
         shared = first.blocks[1]
-        again = Preparation(FEW, 0.5, rotate).of(replace(second, carried=prepared.state(shared.linears)))
+        again = Preparation(FEW, None, 0.5, rotate).of(replace(second, carried=prepared.state(shared.linears)))
     for name in shared.linears:
         assert torch.equal(again.weights[name], prepared.weights[name])
     for names in shared.shared_inputs:

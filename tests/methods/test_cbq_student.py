@@ -27,7 +27,7 @@ def student(setting: Setting) -> Student:
         weights[name] = RoundedWeight.start(weight, find_grid(weight, WeightFormat.of(setting)), "full", 0)
         with torch.no_grad():
             weights[name].v_scale.add_(0.1 * random(*weights[name].v_scale.shape, seed=i + 2))
-    learned = LearnedInput(("q", "k"), ActivationSpec.of(setting), None, nn.Parameter(torch.tensor(1.5)))
+    learned = LearnedInput(("q", "k"), ActivationSpec.of(setting), None, nn.Parameter(torch.tensor(-0.5)))
     return Student(weights, (learned,), {"q": random(8, seed=5), "k": None}, QuantizedWindow({}), setting)
 
 
@@ -48,12 +48,12 @@ def test_a_straight_through_pass_is_the_one_that_ships(setting: str) -> None:
 def test_clipping_has_the_gradient_of_a_learned_step(symmetric: bool) -> None:
     """d x̂/d ratio = s/ratio · (q − x/s inside the range, q outside); rounding itself is passed straight through."""
     spec = ActivationSpec(4, symmetric)
-    learned = LearnedInput(("q",), spec, None, nn.Parameter(torch.tensor(0.5)))
+    learned = LearnedInput(("q",), spec, None, nn.Parameter(torch.tensor(-0.5)))
     x = random(6, 32).requires_grad_()
     upstream = random(6, 32, seed=1)
     (StudentInput(learned)(x) * upstream).sum().backward()
 
-    ratio = torch.sigmoid(torch.tensor(0.5)).requires_grad_()
+    ratio = (2 * torch.sigmoid(torch.tensor(-0.5))).requires_grad_()
     y = x.detach().clone().requires_grad_()
     lo, hi = y.detach().amin(-1, keepdim=True).clamp(max=0), y.detach().amax(-1, keepdim=True).clamp(min=0)
     if symmetric:
@@ -70,7 +70,16 @@ def test_clipping_has_the_gradient_of_a_learned_step(symmetric: bool) -> None:
     torch.testing.assert_close(quantized, simulate_tokens(x.detach(), ActivationSpec(4, symmetric, clip)))
     torch.testing.assert_close(x.grad, y.grad)
     assert ratio.grad is not None and learned.rho.grad is not None
-    torch.testing.assert_close(learned.rho.grad, ratio.grad * clip * (1 - clip))
+    torch.testing.assert_close(learned.rho.grad, ratio.grad * clip * (1 - clip / 2))
+
+
+def test_no_range_grows_beyond_the_tokens_own() -> None:
+    s = student(Setting.parse("W4A4"))
+    s.constrain()
+    assert s.inputs[0].rho.tolist() == -0.5
+    s.inputs[0].rho.data.fill_(0.3)
+    s.constrain()
+    assert s.inputs[0].clip() == 1
 
 
 def test_a_shared_input_is_prepared_once() -> None:
@@ -91,7 +100,7 @@ def test_a_shared_input_is_prepared_once() -> None:
 def test_state_is_only_that_of_the_linears_asked_for() -> None:
     s = student(Setting.parse("W4A4"))
     assert {key.partition("|")[0] for key in s.state(["q"])} == {"q"}
-    assert float(s.state(["q", "k"])["q|rho"]) == 1.5
+    assert float(s.state(["q", "k"])["q|rho"]) == -0.5
     assert s.state([]) == {}
 
 
@@ -102,7 +111,7 @@ def test_the_report_says_what_training_did() -> None:
     row = s.described("q", before["q"])
     assert row["flipped"] == pytest.approx(1 / 8, abs=0.01)
     assert s.described("k", before["k"])["flipped"] == 0
-    assert row["clip"] == pytest.approx(1 / (1 + math.exp(-1.5)))
+    assert row["clip"] == pytest.approx(2 / (1 + math.exp(0.5)))
     assert 0.5 < row["scale_min"] < 1 < row["scale_max"] < 1.5
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.reports.outcomes import Mismatch, check_paired, outcomes_of
-from harness.reports.statistics import compare
+from harness.reports.statistics import Interval, compare, estimate
 from harness.tasks.measurement import Measurement
 
 HASHES = np.arange(12 * 32, dtype=np.uint8).reshape(12, 32)
@@ -54,6 +54,15 @@ def test_rows_of_one_document_are_one_block():
     found = outcomes_of(measured(values, **samples), {})
     assert found.n == 3
     assert found.total.tolist() == [0.5, 1.0, 0.0]
+
+
+def test_a_divergence_of_nothing_is_no_wrong_answer():
+    """Full precision against itself: Wilson's interval of 0 right answers in 12 would reach 0.24."""
+    nothing = Measurement("kl_divergence", 0.0, 0.0, 12, False, dict(measured(np.zeros(12)).samples))
+    found = outcomes_of(nothing, MANIFEST)
+    assert not found.right_or_wrong
+    assert estimate(found).interval == Interval(0.0, 0.0)
+    assert outcomes_of(measured(np.zeros(12)), MANIFEST).right_or_wrong
 
 
 def test_a_value_that_the_samples_do_not_make_is_refused():

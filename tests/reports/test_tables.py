@@ -53,20 +53,22 @@ def test_too_few_samples_rank_nobody_and_the_table_says_so() -> None:
 
 def test_statuses_are_words_and_averages_are_over_complete_rows(tmp_path: Path) -> None:
     full = {"piqa": (0.75, 0.01), "boolq": (0.5, 0.01), "pydoc": (10.0, 0.1)}
+    less = {"piqa": (0.6, 0.01), "boolq": (0.45, 0.01), "pydoc": (12.0, 0.1)}
     run = make_run(tmp_path / "run", [
         (FP, full, "ok"),
-        (CELL, full, "ok"),
+        (CELL, less, "ok"),
         (replace(CELL, setting="W2A16"), {"piqa": (0.5, 0.01)}, "oom_host"),
         (replace(CELL, setting="W3A16"), {}, "pending"),
     ])  # fmt: skip
     (board,) = laid_out(gather([run]))
+    assert "no interval" not in " ".join(board.notes)  # an average is not of two samples
     assert [column.title for column in board.columns] == [
-        "piqa acc ↑", "boolq acc ↑", "pydoc token_perplexity ↓", "average accuracy ↑",
+        "piqa acc ↑", "boolq acc ↑", "pydoc token_perplexity ↓", "average accuracy ↑", "recovery % of full precision ↑",
     ]  # fmt: skip
     texts = {line.setting: [place.text for place in line.places] for line in board.lines}
-    assert texts["W4A16"] == ["0.7500", "0.5000", "10.00", "0.6250"]
-    assert texts["W2A16"] == ["0.5000", "oom_host", "oom_host", "n=1/2"]
-    assert texts["W3A16"] == ["pending", "pending", "pending", "n=0/2"]
+    assert texts["W4A16"] == ["0.6000", "0.4500", "12.00", "0.5250", "85.0"]
+    assert texts["W2A16"] == ["0.5000", "oom_host", "oom_host", "n=1/2", "n=1/2"]
+    assert texts["W3A16"] == ["pending", "pending", "pending", "n=0/2", "n=0/2"]
 
 
 def test_from_the_store_alone_ties_are_by_standard_errors(tmp_path: Path) -> None:

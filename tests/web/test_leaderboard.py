@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from collections.abc import Iterator
@@ -111,7 +112,7 @@ def test_hover_shows_the_cell_and_a_click_opens_it(visit: Visit) -> None:
     place = page.locator("#plot .scatterlayer .points path").first
     place.hover(force=True)
     page.wait_for_selector("#plot .hoverlayer .hovertext")
-    assert "fp" in page.locator("#plot .hoverlayer").text_content()
+    assert "rtn" in page.locator("#plot .hoverlayer").text_content()
     page.locator("#board tbody a").nth(2).click()
     page.wait_for_selector("h1:has-text('gptq W4A16g64')")
     assert "model.layers.0.self_attn.q_proj" in page.content()
@@ -134,6 +135,38 @@ def test_a_permalink_shows_the_same_again(visit: Visit) -> None:
     assert visit.rows() == before
     assert page.input_value("#task") == "pydoc_kl:length=512:windows=2"
     page.wait_for_selector("#board thead th[aria-sort=ascending]:has-text('value')")
+
+
+def copied(page: Any, button: str) -> str:
+    """What a click puts on the clipboard: a stand-in, since that of a machine without a head may be nobody's."""
+    page.evaluate(
+        "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async text => { window.copied = text; }}})"
+    )
+    page.click(button)
+    page.wait_for_function("window.copied")
+    return str(page.evaluate("window.copied"))
+
+
+def test_what_is_shown_can_be_copied(visit: Visit) -> None:
+    page = visit.open("index.html")
+    page.select_option("#method", "gptq")
+    rows = list(csv.DictReader(copied(page, "#copy-csv").splitlines()))
+    assert [(row["method"], row["setting"], row["verdict"]) for row in rows] == [
+        ("gptq", "W4A16g64", "worse"), ("gptq", "W4A8", "worse"),
+    ]  # fmt: skip
+    assert float(rows[0]["low"]) < float(rows[0]["value"]) < float(rows[0]["high"])
+    assert copied(page, "#copy-link").endswith(page.evaluate("location.hash"))
+
+
+def test_recovery_is_shown_of_accuracies(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open("index.html")
+    assert page.locator("#board thead th", has_text="recovery").count() == 0  # of a perplexity it would say nothing
+    numbers: list[tuple[Any, Any, str]] = [(FP, {"piqa": (0.8, 0.01)}, "ok"), (CELL, {"piqa": (0.6, 0.01)}, "ok")]
+    write_site(gather([make_run(tmp_path / "run", numbers)]), tmp_path / "site")
+    visit.site = tmp_path / "site"
+    page = visit.open("index.html")
+    assert page.locator("#board thead th", has_text="recovery").count() == 1
+    assert page.locator("#board tbody tr:nth-child(2)", has_text="75.0 %").count() == 1
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -184,6 +217,10 @@ def test_hostile_names_run_nothing(visit: Visit, tmp_path: Path) -> None:
     visit.site = tmp_path / "site"
     page = visit.open("index.html")
     assert "<script>alert(1)</script>" in visit.rows()
+    rows = list(csv.reader(copied(page, "#copy-csv").splitlines()))
+    assert len({len(row) for row in rows}) == 1
+    assert not [value for row in rows for value in row if value.startswith(("=", "+", "-", "@", "\t"))]
+    assert "'=cmd()" in {row[1] for row in rows}
     for place in page.locator("#plot .scatterlayer .points path").all():
         place.hover(force=True)
     assert page.locator("#board img, #plot img").count() == 0

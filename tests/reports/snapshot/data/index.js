@@ -1,1 +1,1 @@
-window.HARNESS = { index: [{"key":"smollm2-135m-6673bf75","title":"smollm2-135m (calibration pydoc:6x512 (86a83d36), seed 0, float32 on cpu)"},{"key":"smollm2-135m-aab174da","title":"smollm2-135m (calibration c4:32x512 (d8b6f8ff), seed 0, float32 on cpu)"}] };
+window.HARNESS = { index: [{"key":"smollm2-135m-a0e6f666","title":"smollm2-135m"}] };

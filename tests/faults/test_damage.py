@@ -1,0 +1,314 @@
+"""Files that are not as they were written: noticed, or without a meaning; never read as something else."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults.boundaries import Nobody
+from faults.damage import all_different
+from faults.quick import Quick, left_behind, results, statuses, wait_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import store
+from harness.endings import STATUSES
+from harness.errors import BadOutput, HarnessError
+from harness.executors.local import LocalExecutor
+from harness.limits import Limits
+from harness.planfile import read_plan
+from harness.runfolder import RunFolder
+from harness.store import Attempt, Measured, Run, Store
+
+WHEN = "2026-01-01T00:00:00+00:00"
+
+
+@pytest.fixture(scope="module")
+def finished(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = quick.planned(tmp_path_factory.mktemp("finished") / "run")
+    assert quick.run(out).returncode == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def killed(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose store is in good part still in its log: a reader kept it there until all was killed."""
+    out = quick.planned(tmp_path_factory.mktemp("killed") / "run")
+    run = quick.start(out, behave={"step_seconds": 0.2})
+    wait_for(lambda: RunFolder(out).store.exists() and statuses(out).get("W16A16") == "ok")
+    reader = sqlite3.connect(RunFolder(out).store)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM attempts").fetchone()
+    wait_for(lambda: statuses(out).get("W4A16") == "ok")
+    run.kill()
+    run.communicate()
+    wait_for(lambda: not left_behind(out))
+    log = Path(f"{RunFolder(out).store}-wal")
+    assert log.stat().st_size > 4096
+    for name in ("run.sqlite", "run.sqlite-wal"):  # closing the reader would fold the log in
+        shutil.copy(out / name, out / f"{name}.kept")
+    reader.close()
+    for name in ("run.sqlite", "run.sqlite-wal"):
+        (out / f"{name}.kept").replace(out / name)
+    return out
+
+
+def recorded_again(out: Path) -> list[dict[str, object]]:
+    """What the results are after the supervisor has compared the store with the cells; no cell is run."""
+    from harness.supervisor import Supervisor
+
+    folder = RunFolder(out)
+    plan = read_plan(folder.plan)
+    assert plan is not None
+    with folder.claimed() as claim:
+        start = lambda: Run(WHEN, "{}", "{}")  # noqa: E731
+        Supervisor(claim, plan.cells, (), LocalExecutor(folder, Limits()), 1, Nobody(), start, False).run()
+    return results(out)
+
+
+@pytest.mark.fault(9)
+def test_09_no_damage_to_a_closed_store_changes_what_is_read(
+    finished: Path, tmp_path: Path, long: bool, figure
+) -> None:
+    """``integrity_check`` alone lets a tenth of these through."""
+    whole, before = RunFolder(finished).store.read_bytes(), store.read(RunFolder(finished).store)
+    path, count = tmp_path / "run.sqlite", 10_000 if long else 800
+    noticed = blind = 0
+    for bad in all_different(whole, count, seed=9):
+        path.write_bytes(bad)  # without its checksum: row by row
+        try:
+            assert store.read(path) == before
+        except HarnessError:
+            noticed += 1
+        else:
+            blind += 1
+        for beside in tmp_path.glob("run.sqlite-*"):
+            beside.unlink()
+    assert noticed > count / 4
+    figure(
+        9, f"closed store: {count:,} mutations, {noticed:,} refused, {blind:,} changed nothing that is read, 0 silent"
+    )
+
+
+@pytest.mark.fault(9)
+def test_09_with_its_checksum_every_damage_is_noticed(finished: Path, tmp_path: Path, figure) -> None:
+    path = tmp_path / "run.sqlite"
+    for name in ("run.sqlite", "run.sqlite.sha256"):
+        shutil.copy(finished / name, tmp_path / name)
+    for bad in all_different(path.read_bytes(), 200, seed=19):
+        path.write_bytes(bad)
+        with pytest.raises(HarnessError):
+            store.read(path)
+    figure(9, "with its checksum: 200 of 200 refused")
+
+
+@pytest.mark.fault(9)
+def test_09_a_damaged_log_is_found_by_the_files_of_the_cells(killed: Path, tmp_path: Path, long: bool, figure) -> None:
+    """A torn log is silent in SQLite: the reader gets a shorter table. The same command finds what it lacks."""
+    log = (killed / "run.sqlite-wal").read_bytes()
+    whole = shutil.copytree(killed, tmp_path / "whole")
+    expected = recorded_again(whole)
+    assert len(expected) >= 4
+    count, shorter, rebuilt = 2000 if long else 40, 0, 0
+    mutations = [b"", *all_different(log, count - 1, seed=29)]
+    for number, bad in enumerate(mutations):
+        out = tmp_path / str(number)
+        shutil.copytree(killed, out)
+        (out / "run.sqlite-wal").write_bytes(bad)
+        (out / "run.sqlite-shm").unlink(missing_ok=True)
+        with contextlib.suppress(HarnessError):
+            shorter += len(results(out)) < len(expected)
+        assert recorded_again(out) == expected
+        rebuilt += (out / "run.sqlite.bad").exists()
+        shutil.rmtree(out)
+    assert shorter > 0
+    figure(9, f"log: {count:,} mutations, {shorter:,} shortened the table unnoticed by SQLite, all rows found again")
+
+
+DAMAGE: dict[str, Callable[[sqlite3.Connection], object]] = {
+    "an edited number": lambda c: c.execute("UPDATE measured SET value = 2.5 WHERE seq = 2"),
+    "a deleted row": lambda c: c.execute("DELETE FROM measured WHERE seq = 1"),
+    "the last row deleted": lambda c: c.execute("DELETE FROM measured WHERE seq = (SELECT max(seq) FROM measured)"),
+    "an edited status": lambda c: c.execute("UPDATE attempts SET status = 'error', reason = 'x' WHERE seq = 1"),
+    "a trigger": lambda c: c.execute("CREATE TRIGGER t AFTER INSERT ON runs BEGIN DELETE FROM measured; END"),
+    "a view": lambda c: c.execute("CREATE VIEW v AS SELECT * FROM measured"),
+    "a dropped table": lambda c: c.execute("DROP TABLE runs"),
+}
+
+
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("what", [*DAMAGE, "garbage", "half the file"])
+def test_09_a_damaged_store_is_kept_and_rebuilt(finished: Path, tmp_path: Path, what: str, capsys) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    path, before = RunFolder(out).store, results(out)
+    if what in DAMAGE:
+        connection = sqlite3.connect(path)
+        DAMAGE[what](connection)
+        connection.commit()
+        connection.close()
+    else:
+        whole = path.read_bytes()
+        path.write_bytes(b"\0garbage" * 500 if what == "garbage" else whole[: len(whole) // 2])
+    bad = path.read_bytes()
+    with pytest.raises(store.Damaged):
+        results(out)
+    assert recorded_again(out) == before
+    assert path.with_name("run.sqlite.bad").read_bytes() == bad
+    assert "kept as run.sqlite.bad" in capsys.readouterr().err
+
+
+@pytest.mark.fault(33)
+def test_33_stores_of_other_schemas(finished: Path, tmp_path: Path, figure) -> None:
+    """The golden ones were written when the schema was new; a newer one names what to do."""
+    golden = sorted((Path(__file__).parents[1] / "reports" / "stores").glob("*/run.sqlite"))
+    assert len(golden) >= 3
+    for path in golden:
+        assert store.read(path).measured
+    for version, words in ((store.SCHEMA_VERSION + 1, "install the harness that wrote it"), (0, "another --out")):
+        path = shutil.copy(finished / "run.sqlite", tmp_path / "run.sqlite")
+        connection = sqlite3.connect(path)
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.close()
+        for opened in (store.read, Store):
+            with pytest.raises(HarnessError, match=words):
+                opened(path)
+    figure(33, f"{len(golden)} of {len(golden)} golden stores read (one schema so far); a newer and an older refused")
+
+
+NUMBERS = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True), st.integers(-(2**70), 2**70), st.none(), st.text(max_size=3),
+    st.sampled_from([0.0, -0.0, 0.5, 1.0, 20.5, 1e308, -1e-300]),
+)  # fmt: skip
+WORDS = st.one_of(st.sampled_from([*STATUSES, "fine", "", "OK"]), st.text(max_size=5), st.none(), st.integers(0, 3))
+MEASURED = st.builds(
+    Measured, st.sampled_from(["0123456789abcdef", "short", ""]), st.uuids().map(str),
+    st.sampled_from(["acc", "token_perplexity", "kl", ""]), NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS, st.just(WHEN),
+)  # fmt: skip
+ATTEMPTS = st.builds(
+    Attempt, st.just("0123456789abcdef"), NUMBERS, NUMBERS, WORDS, st.one_of(st.none(), st.text(max_size=3)), NUMBERS,
+    NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS, st.just(WHEN),
+)  # fmt: skip
+
+
+def _is_number(value: object, least: float = float("-inf"), most: float = 1.7e308) -> bool:
+    return isinstance(value, int | float) and least <= value <= most
+
+
+def _possible(row: Measured) -> bool:
+    least, most = {"acc": (0, 1.001), "token_perplexity": (0.999, 1.7e308)}.get(row.metric, (-1.7e308, 1.7e308))
+    return (
+        len(row.cell) == 16 and row.metric != "" and _is_number(row.value, least, most)
+        and (row.stderr is None or _is_number(row.stderr, 0)) and _is_number(row.n, 0)
+        and row.higher_is_better in (0, 1) and _is_number(row.seconds, 0)
+    )  # fmt: skip
+
+
+@pytest.mark.fault(34)
+def test_34_impossible_rows_are_refused(tmp_path: Path, long: bool, figure) -> None:
+    """What the store takes is possible, and comes back as it was given; the rest leaves no trace."""
+    recording, path = Store(tmp_path / "run.sqlite"), tmp_path / "run.sqlite"
+    counts = {"taken": 0, "refused": 0}
+    taken: list[Measured] = []
+
+    @settings(max_examples=5000 if long else 250, deadline=None, database=None)
+    @given(MEASURED, ATTEMPTS)
+    def examine(row: Measured, attempt: Attempt) -> None:
+        for add, value in ((recording.add_measured, [row]), (recording.add_attempt, attempt)):
+            try:
+                add(value)
+            except (BadOutput, TypeError):
+                counts["refused"] += 1
+                continue
+            counts["taken"] += 1
+            if value is attempt:
+                assert attempt.status in STATUSES
+                assert (attempt.status == "ok") == (attempt.reason is None)
+            else:
+                assert _possible(row), row
+                taken.append(row)
+
+    examine()
+    recording.close()
+    assert store.read(path).measured == taken
+    assert counts["refused"] > counts["taken"]
+    figure(34, f"{sum(counts.values()):,} generated rows: {counts['refused']:,} refused, 0 impossible ones taken")
+
+
+@pytest.mark.fault(35)
+def test_35_very_many_cells(tmp_path: Path, long: bool, figure) -> None:
+    from dataclasses import replace
+
+    from made_runs import CELL
+
+    from harness import processes
+    from harness.planfile import Plan, write_plan
+    from harness.results import load, measurement_rows
+
+    count, tasks = (10_000, 12) if long else (2000, 5)
+    names = tuple(f"t{n}" for n in range(tasks))
+    cells = tuple(replace(CELL, seed=seed, tasks=names) for seed in range(count))
+    write_plan(tmp_path / "plan.json", Plan({}, {}, cells))
+    recording = Store(tmp_path / "run.sqlite")
+    recording.add_measured([Measured(c.id, t, "acc", 0.5, 0.01, 9, 1, 1.0, WHEN) for c in cells for t in names])
+    recording.close()
+    start = time.process_time()
+    rows = sum(1 for _ in measurement_rows(load(tmp_path)))
+    seconds = time.process_time() - start
+    assert rows == count * tasks
+    assert seconds < 10
+    size = (tmp_path / "run.sqlite").stat().st_size / 1e6
+    peak = processes.peak_resident_bytes() / 1e6
+    figure(35, f"{count:,} cells, {rows:,} rows, {size:.0f} MB read in {seconds:.2f} s ({rows / seconds:,.0f} rows/s)")
+    assert peak > 0
+
+
+@pytest.mark.fault(9)
+def test_09_no_damage_to_packed_layers_and_artifacts_changes_what_is_read(tmp_path: Path, long: bool, figure) -> None:
+    import torch
+    from layers import random_layer
+
+    from harness.kernels.pack import pack, unpack
+    from harness.kernels.packfile import load_packed, save_packed
+    from harness.quantized import QuantizedModel
+    from harness.quantizer import ActivationSpec
+    from harness.transform import InputTransform, Permutation
+
+    def same(a: object, b: object) -> bool:
+        parts = ("codes", "scales", "zeros", "bits", "group_size", "axis", "activation")
+        return all(
+            torch.equal(x, y) if isinstance(x := getattr(a, part), torch.Tensor) else x == getattr(b, part)
+            for part in parts
+            for y in [getattr(b, part)]
+        ) and torch.equal(a.weight(), b.weight())  # type: ignore[attr-defined]
+
+    transform = InputTransform(torch.rand(128) + 1, (Permutation(torch.randperm(128)),))
+    linears = {
+        "a": random_layer(64, 128, group=64, bias=True, activation=ActivationSpec(8), transform=transform),
+        "b": random_layer(64, 128, bits=2, group=64),
+    }
+    packed, artifact = tmp_path / "packed.safetensors", tmp_path / "quantized.safetensors"
+    save_packed({name: pack(linear) for name, linear in linears.items()}, packed)
+    QuantizedModel(linears).save(artifact)
+    count = 5000 if long else 300
+    for path, load in (
+        (packed, lambda: {name: unpack(layer) for name, layer in load_packed(packed).items()}),
+        (artifact, lambda: QuantizedModel.load(artifact).linears),
+    ):
+        whole, refused = path.read_bytes(), 0
+        before = load()
+        for bad in all_different(whole, count, seed=39):
+            path.write_bytes(bad)
+            try:
+                after = load()
+            except HarnessError:
+                refused += 1
+            else:
+                assert after.keys() == before.keys()
+                assert all(same(after[name], before[name]) for name in before)
+        assert refused > 0.9 * count
+        figure(9, f"{path.stem}: {count:,} mutations, {refused:,} refused, 0 silent")
