@@ -237,7 +237,10 @@ class Pool:
         del self._children[child.process.pid]
 
     def _interrupt(self, receiver: socket.socket) -> None:
-        self._signals += [number for number in receiver.recv(64) if number in _SIGNALS]
+        asked = [number for number in receiver.recv(64) if number in _SIGNALS]
+        if not asked:  # another signal that this process has a handler for: it wakes the loop too
+            return
+        self._signals += asked
         for child in self._children.values():
             self._stop(child, "interrupt")
             if len(self._signals) > 1:

@@ -194,6 +194,18 @@ def test_two_signals_do_not_wait_for_anybody(tmp_path: Path) -> None:
     assert seconds < 2
 
 
+def test_a_signal_that_asks_for_nothing_stops_nobody(command) -> None:
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        for _, happening in Pool(Limits()).run([command("import time; say(event='here'); time.sleep(0.5)")]):
+            if not isinstance(happening, Ending):
+                os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert isinstance(happening, Ending)
+    assert (happening.stopped, happening.returncode) == (None, 0)
+
+
 def interrupted(folder: Path, manners: str, signals: list[int]) -> tuple[str, float]:
     parent = subprocess.Popen(
         [sys.executable, "-P", "-c", INTERRUPTED, manners, str(folder)], stdout=subprocess.PIPE, text=True

@@ -36,8 +36,14 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 def cluster(cache_of_the_tests: Path) -> Iterator[str]:
-    """The address of a cluster of one machine with two processors; it ends with the tests, however they end."""
+    """The address of a cluster of one machine with two processors; it ends with the tests, however they end.
+
+    ``HARNESS_TEST_RAY`` names one on this machine that is there already: Ray gives up on a start that takes long.
+    """
     os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens on the loopback interface only
+    if address := os.environ.get("HARNESS_TEST_RAY"):
+        yield address
+        return
     start = [sys.executable, "-P", "-c", CLUSTER]
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,  # sockets: short
