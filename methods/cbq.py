@@ -95,11 +95,11 @@ class CBQ:
     """p: a token's squared error is divided by its target's mean square to the power p; 0: no token is scaled"""
     kl: float = 0.0
     """weight of KL(target ‖ student) between the softmax over a token's hidden units"""
-    commitment: float = 10.0
+    commitment: float = 30.0
     """γ: relaxation=soft: the pull of L_com on the blocks that leave the window, against that of the loss"""
-    beta_start: float = 20.0
+    beta_start: float = 4.0
     """β of L_com after warm-up, from where it falls linearly"""
-    beta_end: float = 2.0
+    beta_end: float = 1.0
     """β of L_com in the end"""
     warmup: float = 0.2
     """fraction of the steps without L_com"""
@@ -159,7 +159,7 @@ class CBQ:
             {"layer": name, **begun.described[name], **student.described(name, linear), **facts}
             for name, linear in before.linears.items()
         ]
-        state = student.state(window.staying) | begun.settled
+        state = {**student.state(window.staying), **begun.settled}
         return replace(after if learned else before, report=tuple(rows), state=state if learned else {})
 
     def begin(self, window: Window, text: Text, held: Text, setting: Setting) -> Begun:
