@@ -19,7 +19,7 @@ from harness.methods.cbq_prepare import Preparation, Prepared
 from harness.methods.cbq_start import Start
 from harness.methods.cbq_student import Student
 from harness.settings import UNQUANTIZED, Setting
-from harness.window import Window
+from harness.window import Stream, Window
 
 Decay = Callable[[int], float]
 """From the number of a step to the fraction of its learning rate."""
@@ -95,11 +95,11 @@ class CBQ:
     """p: a token's squared error is divided by its target's mean square to the power p; 0: no token is scaled"""
     kl: float = 0.0
     """weight of KL(target ‖ student) between the softmax over a token's hidden units"""
-    commitment: float = 10.0
+    commitment: float = 30.0
     """γ: relaxation=soft: the pull of L_com on the blocks that leave the window, against that of the loss"""
-    beta_start: float = 20.0
+    beta_start: float = 4.0
     """β of L_com after warm-up, from where it falls linearly"""
-    beta_end: float = 2.0
+    beta_end: float = 1.0
     """β of L_com in the end"""
     warmup: float = 0.2
     """fraction of the steps without L_com"""
@@ -147,7 +147,7 @@ class CBQ:
                 fix="calibrate on more sequences, or lower holdout",
             )
         trained, held = text.part(0, len(text) - self.holdout), text.part(len(text) - self.holdout, len(text))
-        begun = self.begin(window, held, setting)
+        begun = self.begin(window, trained, held, setting)
         student, before = begun.student, begun.ships
         with window.runner.installed(student.differentiable, ()):
             facts: Report = {"window": window.index, "start": begun.name, **self.train(window, student, trained)}
@@ -163,38 +163,49 @@ class CBQ:
         state = {**student.state(window.staying), **begun.settled}
         return replace(after if learned else before, report=tuple(rows), state=state if learned else {})
 
-    def begin(self, window: Window, held: Text, setting: Setting) -> Begun:
-        """GPTQ's or rounded integers of the plain weights, or of those that CFP has prepared where these answer the
-        text held out better. (Under ``rotate`` there is nothing that CFP could choose.)
+    def begin(self, window: Window, text: Text, held: Text, setting: Setting) -> Begun:
+        """GPTQ's or rounded integers of the plain weights, or of those that CFP has prepared.
 
-        GPTQ has all of the text, that held out too: training has to be better than the best that would ship without.
+        They are those of all of the text: training, which has not seen what is held out, has to be better than the best
+        that would ship without it.
         """
+        name, prepared = self.prepare(window, text, held, setting)
+        student = self.initial(window, prepared, window.quantized, setting)
+        described = {linear: prepared.described(linear) for linear in window.linears}
+        ships = student.hardened()
+        errors = self.errors(window, held, ships)
+        return Begun(name, student, ships, errors, described, prepared.state(window.staying))
 
-        def begun(name: str, prepared: Prepared) -> Begun:
-            student = self.initial(window, prepared, setting)
-            described = {linear: prepared.described(linear) for linear in window.linears}
-            ships = student.hardened()
-            errors = self.errors(window, held, ships)
-            return Begun(name, student, ships, errors, described, prepared.state(window.staying))
+    def prepare(self, window: Window, text: Text, held: Text, setting: Setting) -> tuple[str, Prepared]:
+        """The window plain, or as CFP has prepared it if that, quantized by ``text``, answers ``held`` better.
 
-        plain = begun("plain", Preparation(None, None, self.exponent, self.rotate).of(window))
+        Not by all of the text: of two starts that have both seen ``held``, the one that fits it closer need not be the
+        better one. (Under ``rotate`` there is nothing that CFP could choose.)
+        """
+        plain = Preparation(None, None, self.exponent, self.rotate).of(window)
         scales = self.cfp_activations and setting.quantizes_activations
         if self.rotate != "none" or not (scales or self.cfp_weights):
-            return plain
+            return "plain", plain
         channels = self.outliers(self.max_channels) if scales else None
         weights = self.outliers(self.max_truncated) if self.cfp_weights else None
-        prepared = Preparation(channels, weights, self.exponent).of(window)
-        if not prepared.changes:
-            return plain
-        cfp = begun("cfp", prepared)
-        return cfp if cfp.errors.better_than(plain.errors) or not self.guard else plain
+        cfp = Preparation(channels, weights, self.exponent).of(window)
+        if not cfp.changes:
+            return "plain", plain
+        if self.guard:
+            of_plain, of_cfp = (
+                self.errors(window, held, self.initial(window, prepared, text.stream(), setting).hardened())
+                for prepared in (plain, cfp)
+            )
+            if not of_cfp.better_than(of_plain):
+                return "plain", plain
+        return "cfp", cfp
 
-    def initial(self, window: Window, prepared: Prepared, setting: Setting) -> Student:
-        """The window as ``init`` quantizes it."""
+    def initial(self, window: Window, prepared: Prepared, stream: Stream, setting: Setting) -> Student:
+        """The window as ``init`` quantizes it, for the inputs in ``stream``."""
         window.progress(f"{window.blocks[-1].name}: {self.init}")
         start = Start(self.rounding, self.rank, self.residual, self.damp)
         if self.init == "gptq":
-            return start.solved(window, prepared, setting)
+            return start.solved(window, prepared, stream, setting)
         return start.rounded(window, prepared, setting)
 
     def outliers(self, max_fraction: float) -> Outliers:

@@ -144,8 +144,10 @@ def test_shared_blocks_go_on_where_they_were(four_blocks: LoadedModel, tmp_path:
 
 def test_commitment_acts_on_leaving_blocks_alone(four_blocks: LoadedModel, tmp_path: Path) -> None:
     """Where D has reached 0 or 1 its gradient is gone: a block that is to be trained again is not hardened."""
-    options = {"size": 2, "relaxation": "soft", "init": "rtn", "guard": False, "epochs": 10, "beta_end": 1.0}
-    method = Watched(rounding_lr=0.3, **options)
+    four_blocks.module.model.layers = four_blocks.module.model.layers[:3]
+    four_blocks.module.config.num_hidden_layers = 3
+    options = {"size": 2, "relaxation": "soft", "init": "rtn", "guard": False, "epochs": 10}
+    method = Watched(rounding_lr=0.1, **options)
     run(four_blocks, method, tmp_path)
     undecided = {}
     for window, part in method.seen:
