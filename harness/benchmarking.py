@@ -9,38 +9,42 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from harness import atomic, provenance
+from harness import atomic, provenance, tables
 from harness.errors import HarnessError, Problems, Unsupported
+from harness.kernels.benchfile import NO_CUDA, Timing
+from harness.reports import kernel_tables
 from harness.settings import Setting
 
 _MOST_TOKENS = 4096
 
 
-def timed(models: Sequence[str], settings: Sequence[str], tokens: Sequence[str], out: Path, console: Any) -> None:
-    """Time paths × shapes × tokens on this machine's CPU, print the table, keep the samples.
+def timed(
+    models: Sequence[str], settings: Sequence[str], tokens: Sequence[str], out: Path, console: Any, *, device: str
+) -> None:
+    """Time paths × shapes × tokens on ``device`` (cpu, cuda), print the table, keep the samples.
 
-    Raises Problems for numbers and settings that are none, before anything is computed.
+    Raises Problems for numbers and settings that are none and HarnessError for no GPU, before anything is computed.
     """
     counts, paths = _tokens(tokens), [Setting.parse(text) for text in settings]
+    if device == "cuda" and provenance.default_device() != "cuda":
+        raise HarnessError(f"GPU: {NO_CUDA}", fix="--device cpu")
     from harness.kernels import bench
+    from harness.kernels.machines import Cpu, Gpu, Machine
 
     shapes = bench.shapes_of(models)
-    columns = (
-        "setting", "operator", "layer", "tokens", "phase", "median µs", "quartiles µs", "× bf16", "× fp32",
-        "over bare operator", "% of bandwidth", "",
-    )  # fmt: skip
-    table = Table(*columns, title=Text(f"measured on {provenance.cpu()['name']}, 1 thread"), title_justify="left")
-    timings = []
+    machine: Machine = Gpu() if device == "cuda" else Cpu()
+    timings: list[Timing] = []
     for setting in paths:
         try:
-            for timing in bench.bench([setting], shapes, counts):
-                timings.append(timing)
-                table.add_row(*_cells(timing.as_dict()))
+            timings += bench.bench([setting], shapes, counts, machine)
         except Unsupported as error:
             console.print(Text(f"{setting}: not measured ({error.what})"))
-    console.print(table)
-    console.print(Text(f"GPU: {bench.NO_CUDA if not provenance.gpus() else 'run python -P benchmarks/gpu_verify.py'}"))
-    console.print(Text(f"samples: {bench.save(timings, out)}"))
+    found = bench.record(timings, machine)
+    for grid in kernel_tables.grids([found]):
+        console.print(tables.rendered([grid]))
+    if provenance.default_device() != "cuda":
+        console.print(Text(f"GPU: {NO_CUDA}"))
+    console.print(Text(f"samples: {found.write(out)}"))
 
 
 def static(targets: Sequence[str], out: Path, console: Any, *, tighten: bool) -> int:
@@ -88,16 +92,6 @@ def _predictions() -> Table:
             bounds = (predict(work, gpu) for gpu in GPUS)
             table.add_row(name, str(count), *(f"{1e6 * b.seconds_at_least:.1f} {b.bound_by}" for b in bounds))
     return table
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    low, high = row["quartiles_seconds"]
-    return (
-        row["setting"], row["operator"], f"{row['outputs']}×{row['inputs']}", str(row["tokens"]), row["phase"],
-        f"{1e6 * row['median_seconds']:.0f}", f"{1e6 * low:.0f}–{1e6 * high:.0f}", f"{row['faster_than_bf16']:.2f}",
-        f"{row['faster_than_fp32']:.2f}", f"{100 * (row['slower_than_bare_operator'] - 1):+.1f} %",
-        f"{row['percent_of_bandwidth']:.0f}", "the machine drifted" if row["drifted"] else "",
-    )  # fmt: skip
 
 
 def _static_cells(row: dict[str, Any]) -> tuple[str, ...]:

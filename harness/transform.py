@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int64
@@ -52,6 +53,11 @@ class Permutation:
     """Channel ``indices[j]`` of the input becomes channel ``j``."""
 
     indices: Int64[torch.Tensor, " c"]
+
+    @cached_property
+    def targets(self) -> Int64[torch.Tensor, " c"]:
+        """Channel ``j`` of the input becomes channel ``targets[j]``."""
+        return self.indices.argsort()
 
     def apply(self, x: Float[torch.Tensor, "*rows c"]) -> Float[torch.Tensor, "*rows c"]:
         return x.index_select(-1, self.indices)

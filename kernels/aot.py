@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from harness.paths import cache_dir
 
 _POINTERS = {
     "qweight": "*u8", "scales": "*fp16", "zeros": "*u8", "x_scales": "*fp32", "x_zeros": "*i32", "row_sums": "*i32",
-    "code_sums": "*i32", "indices": "*i64", "targets": "*i64", "smooth": "*fp32", "first": "*fp32", "second": "*fp32",
+    "code_sums": "*i32", "targets": "*i64", "smooth": "*fp32", "first": "*fp32", "second": "*fp32",
 }  # fmt: skip
 # What a layer's sizes are divisible by where vector loads are to be used; the launcher finds it out from the values.
 _DIVISIBLE = ("N", "K", "padded_in", "padded_out", "stride_x")
@@ -60,18 +60,30 @@ _ROWS = {"scales": "*fp32", "zeros": "*i32"}
 
 def compiled(variant: Variant, target: str) -> Binary:
     """Compile for a target and read what came out. Raises HarnessError where Triton is missing or interpreting."""
-    triton, source = _triton(), _function(variant.of)
+    load_triton()
+    source = _function(variant.of)
+    names: list[str] = source.arg_names
+    signature = {name: "constexpr" if name in variant.constants else _type(name, variant) for name in names}
+    aligned = [name for name in names if signature[name].startswith("*") or name in _DIVISIBLE]
+    return build(source, signature, variant.constants, aligned, target, variant.warps, variant.stages)
+
+
+def build(
+    source: Any, signature: Mapping[str, str], constants: Mapping[str, Any], aligned: Collection[str], target: str,
+    warps: int, stages: int,
+) -> Binary:  # fmt: skip
+    """Any Triton function. ``signature``: Triton's type by argument; ``aligned``: those that 16 divides."""
+    triton = load_triton()
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     names: list[str] = source.arg_names
-    signature = {name: "constexpr" if name in variant.constants else _type(name, variant) for name in names}
-    aligned = [i for i, name in enumerate(names) if signature[name].startswith("*") or name in _DIVISIBLE]
     hardware = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
+    divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     result = triton.compile(
-        ASTSource(source, signature, dict(variant.constants), {(i,): [["tt.divisibility", 16]] for i in aligned}),
+        ASTSource(source, dict(signature), dict(constants), divisible),
         target=hardware,
-        options={"num_warps": variant.warps, "num_stages": variant.stages},
+        options={"num_warps": warps, "num_stages": stages},
     )
     if target.startswith("gfx"):
         return read_amd(result.asm["amdgcn"], result.metadata.shared)
@@ -82,6 +94,7 @@ def compiled(variant: Variant, target: str) -> Binary:
 def _weight_only(kernel: Kernel, bits: int, config: Config, dtype: str, target: str, axis: str = "oc") -> Variant:
     constants = {
         "BITS": bits, "GROUP": 128, "PER_INPUT": axis == "ic", "ASYMMETRIC": True, "HAS_BIAS": False, "SPLIT": 1,
+        "EVEN_K": True,
         "WIDEN": False, "PTX": not target.startswith("gfx"), "BM": config.block_m, "BN": config.block_n,
     }  # fmt: skip
     name = f"{kernel} w{bits} {dtype} {axis} {config.block_m}x{config.block_n}"
@@ -102,7 +115,7 @@ def _type(name: str, variant: Variant) -> str:
         return variant.pointers[name]
     if name in _POINTERS:
         return _POINTERS[name]
-    if name in ("x", "y", "bias", "codes"):
+    if name in ("x", "y", "bias", "codes", "middle"):
         return "*fp16"
     return "fp32" if name == "clip" else "i32"
 
@@ -121,7 +134,8 @@ def _function(family: str) -> Any:
     return functions[family]
 
 
-def _triton() -> Any:
+def load_triton() -> Any:
+    """Triton, told to compile. Raises HarnessError where it is missing or interpreting."""
     if os.environ.get("TRITON_INTERPRET"):
         raise HarnessError("TRITON_INTERPRET is set: kernels are interpreted, not compiled", fix="unset it")
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))

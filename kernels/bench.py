@@ -1,37 +1,26 @@
 """``harness bench``: kernel paths × layer shapes × numbers of tokens, timed where they run and nowhere else.
 
-A time is printed only after the path has given the right numbers in this very process. Timing is per path: all methods
+A time is taken only after the path has given the right numbers in this very process. Timing is per path: all methods
 without an online transform run the same kernels at one setting.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from harness import atomic, provenance
+from harness import provenance
 from harness.artifacts import now
 from harness.checkpoint import open_checkpoint
 from harness.errors import BadOutput, HarnessError
-from harness.kernels.cpu import (
-    INT4_OPERATOR,
-    CpuPath,
-    DequantizedWeights,
-    Int4Weights,
-    IntegerProduct,
-    cpu_path,
-)
-from harness.kernels.pack import pack
+from harness.kernels.benchfile import Bench, Timing
+from harness.kernels.machines import Layer, Machine, Ready
 from harness.kernels.roofline import Work
-from harness.kernels.timing import CpuTimer, Samples, Timer, interleaved, ratio
+from harness.kernels.timing import interleaved
 from harness.linear import QuantizedLinear
 from harness.presets import resolve_model
-from harness.quantizer import ActivationSpec, encode_tokens, simulate_tokens
+from harness.quantizer import ActivationSpec, simulate_tokens
 from harness.settings import Setting
 
 # [outputs, inputs] of the distinct linears of a block.
@@ -40,50 +29,9 @@ SHAPES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "llama3-8b": ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)),
     "llama2-70b": ((8192, 8192), (1024, 8192), (28672, 8192), (8192, 28672)),
 }
-NO_CUDA = "not measured (no CUDA device)"
-_DECODE_TOKENS = 16  # up to which a product is bound by reading the weight
+IN_A_GRAPH = "path in a CUDA graph, warm"
 _TOLERANCE = 0.01  # relative error (Frobenius) of a path that computes in bfloat16
 _ROUNDS = 9
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One path on one shape. ``samples``: the path, its parts, and the float products of the same rounds."""
-
-    setting: str
-    operator: str
-    outputs: int
-    inputs: int
-    tokens: int
-    relative_error: float
-    samples: Mapping[str, Samples]
-    bandwidth: float
-    """Bytes a second that this machine reads, measured in the same process."""
-
-    @property
-    def phase(self) -> str:
-        return "decode" if self.tokens <= _DECODE_TOKENS else "prefill"
-
-    @property
-    def work(self) -> Work:
-        setting = Setting.parse(self.setting)
-        return Work(
-            self.tokens, self.outputs, self.inputs, setting.weight_bits, setting.activation_bits, setting.group_size
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        path = self.samples["path"]
-        return {
-            "setting": self.setting, "operator": self.operator, "outputs": self.outputs, "inputs": self.inputs,
-            "tokens": self.tokens, "phase": self.phase, "relative_error": self.relative_error,
-            "median_seconds": path.median, "quartiles_seconds": path.quartiles,
-            "faster_than_bf16": ratio(self.samples["bfloat16"], path),
-            "faster_than_fp32": ratio(self.samples["float32"], path),
-            "slower_than_bare_operator": ratio(path, self.samples["operator"]),
-            "percent_of_bandwidth": 100 * self.work.bytes / path.median / self.bandwidth,
-            "drifted": any(samples.drifted for samples in self.samples.values()),
-            "samples_seconds": {name: samples.seconds for name, samples in self.samples.items()},
-        }  # fmt: skip
 
 
 def shapes_of(models: Sequence[str]) -> list[tuple[int, int]]:
@@ -103,87 +51,26 @@ def shapes_of(models: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def bench(
-    settings: Sequence[Setting], shapes: Sequence[tuple[int, int]], tokens: Sequence[int], timer: Timer | None = None
+    settings: Sequence[Setting], shapes: Sequence[tuple[int, int]], tokens: Sequence[int], machine: Machine
 ) -> Iterator[Timing]:
-    """Every combination on this CPU, one thread. Raises BadOutput for a path that is wrong: it is not timed."""
-    torch.set_num_threads(1)
-    timer = timer or CpuTimer(_flush_bytes())
-    bandwidth = _bandwidth(timer)
+    """Every combination. Raises BadOutput for a path that is wrong, which is not timed, Unsupported for none."""
+    bandwidth = machine.bandwidth()
     with torch.inference_mode():
-        for outputs, inputs in shapes:
-            floats = torch.randn(outputs, inputs), torch.randn(outputs, inputs).bfloat16()
-            for setting in settings:
-                linear = _random(outputs, inputs, setting)
-                path = cpu_path(pack(linear))
+        for setting in settings:
+            peak = machine.peak(integers=setting.activation_bits < 16)
+            for outputs, inputs in shapes:
+                linear = random_layer(outputs, inputs, setting)
+                layer = machine.layer(linear)
                 for count in tokens:
-                    yield _timed(path, linear, floats, count, setting, timer, bandwidth)
+                    yield _timed(layer, linear, count, setting, machine, bandwidth, peak)
 
 
-def save(timings: Sequence[Timing], folder: Path) -> Path:
-    """All of it with raw samples, and the machine that they were taken on."""
-    path = folder / "bench.json"
-    content = {
-        "created": now(), "machine": provenance.capture(1), "load_average": os.getloadavg(), "cuda": NO_CUDA,
-        "timings": [timing.as_dict() for timing in timings],
-    }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(path, content)
-    return path
+def record(timings: Sequence[Timing], machine: Machine) -> Bench:
+    """What was measured, with the machine that it was measured on."""
+    return Bench(now(), machine.device, machine.name, provenance.capture(1), tuple(timings))
 
 
-def _timed(
-    path: CpuPath, linear: QuantizedLinear, floats: tuple[torch.Tensor, torch.Tensor], count: int, setting: Setting,
-    timer: Timer, bandwidth: float,
-) -> Timing:  # fmt: skip
-    x = torch.randn(count, linear.codes.shape[1])
-    half, operator = x.bfloat16(), path.operator(count)
-    given = half if linear.activation is None else x
-    error = _relative_error(path(given), given, linear)
-    if error > _TOLERANCE:
-        raise BadOutput(f"{setting} by {operator}: relative error {error:.2g}", fix="it is wrong, so it is not timed")
-    works: dict[str, Callable[[], object]] = {
-        "path": lambda: path(given),
-        "operator": _bare(path, given),
-        "bfloat16": lambda: torch.nn.functional.linear(half, floats[1]),
-        "float32": lambda: torch.nn.functional.linear(x, floats[0]),
-    }
-    if (activation := linear.activation) is not None:
-        works["quantizing the input"] = lambda: encode_tokens(x, activation)
-    out, inputs = linear.codes.shape
-    return Timing(
-        str(setting), operator, out, inputs, count, error, interleaved(works, timer, rounds=_ROUNDS), bandwidth
-    )
-
-
-def _bare(path: CpuPath, x: torch.Tensor) -> Callable[[], object]:
-    """The operator alone, and for integers the quantization that it needs, without the harness around it."""
-    if isinstance(path, IntegerProduct):
-        activation = path.layer.activation
-        assert activation is not None
-
-        def integers() -> object:
-            codes, _, _ = encode_tokens(x, activation)
-            return torch.ops.onednn.qlinear_pointwise(
-                codes, 1.0, 0, path.weight, path.scales, path.weight_zeros, None, 1.0, 0, torch.float32, "none", [], ""
-            )
-
-        return integers
-    if isinstance(path, Int4Weights) and path.operator(len(x)) == INT4_OPERATOR:
-        qweight, grid, group = path.qweight, path.grid, path.layer.group_size
-        return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, qweight, group, grid)
-    dequantized = path.dequantized if isinstance(path, Int4Weights) else path
-    assert isinstance(dequantized, DequantizedWeights)
-    weight = dequantized.weight
-    return lambda: torch.mm(x.bfloat16(), weight.T)
-
-
-def _relative_error(y: torch.Tensor, x: torch.Tensor, linear: QuantizedLinear) -> float:
-    x = x.float() if linear.activation is None else simulate_tokens(x, linear.activation)
-    exact = x @ linear.weight().T
-    return float((y.float() - exact).norm() / exact.norm())
-
-
-def _random(outputs: int, inputs: int, setting: Setting) -> QuantizedLinear:
+def random_layer(outputs: int, inputs: int, setting: Setting) -> QuantizedLinear:
     """Codes of a random layer; which ones they are does not matter to the time."""
     group = setting.group_size or inputs
     grid = (outputs, inputs // group)
@@ -198,17 +85,27 @@ def _random(outputs: int, inputs: int, setting: Setting) -> QuantizedLinear:
     )
 
 
-def _flush_bytes() -> int:
-    """Three times the last-level cache, as far as the system tells; 256 MiB at the most and where it does not."""
-    try:
-        size = os.sysconf("SC_LEVEL3_CACHE_SIZE")
-    except (ValueError, OSError):
-        size = 0
-    return min(3 * size, 256 << 20) or 256 << 20
+def _timed(
+    layer: Layer, linear: QuantizedLinear, tokens: int, setting: Setting, machine: Machine, bandwidth: float,
+    peak: float,
+) -> Timing:  # fmt: skip
+    outputs, inputs = linear.codes.shape
+    ready = layer.ready(torch.randn(tokens, inputs))
+    if not (error := _relative_error(ready, linear)) <= _TOLERANCE:
+        raise BadOutput(
+            f"{setting} by {ready.operator}: relative error {error:.2g}", fix="it is wrong, so it is not timed"
+        )
+    samples = interleaved(ready.works, machine.timer, rounds=_ROUNDS)
+    if machine.graph is not None:
+        samples |= interleaved({IN_A_GRAPH: ready.works["path"]}, machine.graph, rounds=_ROUNDS, flush=False)
+    work = Work(tokens, outputs, inputs, setting.weight_bits, setting.activation_bits, setting.group_size)
+    return Timing(
+        str(setting), ready.operator, outputs, inputs, tokens, error, work.bytes, work.operations, bandwidth, peak,
+        samples,
+    )  # fmt: skip
 
 
-def _bandwidth(timer: Timer) -> float:
-    """Bytes a second of summing numbers from memory, the best of some tries."""
-    numbers = torch.ones(32 << 20)
-    seconds = min(timer(numbers.sum, flush=True) for _ in range(5))
-    return numbers.numel() * 4 / seconds
+def _relative_error(ready: Ready, linear: QuantizedLinear) -> float:
+    x = ready.given.float()
+    exact = (x if linear.activation is None else simulate_tokens(x, linear.activation)) @ linear.weight().T
+    return float((ready.result.float() - exact).norm() / exact.norm())

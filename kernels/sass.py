@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import tempfile
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
+_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)([^;]*);")
 _COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global\s+\[[^\]]*\],\s*\[[^\]]*\],\s*(0x[0-9a-f]+|\d+)")
 _LOCAL = ("LDL", "STL")
 
@@ -21,6 +22,8 @@ class Loop:
 
     opcodes: Mapping[str, int]
     matrix_instructions: int
+    products: float = 0.0
+    """Its products of 16 × 8 outputs over 32 bytes of inputs, a warp's share, whatever the instruction's own shape."""
 
     @property
     def instructions(self) -> int:
@@ -41,6 +44,8 @@ class Binary:
     matrix_opcodes: tuple[str, ...]
     copy_bytes: Mapping[int, int]
     loop: Loop | None
+    whole: Loop | None = None
+    """All of the kernel, counted like its loop."""
 
 
 def read_nvidia(cubin: bytes, ptx: str, shared_bytes: int, cuobjdump: Path) -> Binary:
@@ -60,6 +65,7 @@ def read_nvidia(cubin: bytes, ptx: str, shared_bytes: int, cuobjdump: Path) -> B
         matrix_opcodes=tuple(sorted(opcode for opcode in opcodes if _multiplies(opcode))),
         copy_bytes=Counter(int(width, 0) for width in _COPY.findall(ptx)),
         loop=_main_loop(instructions),
+        whole=_counted(instructions),
     )
 
 
@@ -85,8 +91,7 @@ def _main_loop(instructions: Sequence[tuple[int, str, str]]) -> Loop | None:
         target = re.search(r"0x([0-9a-f]+)", rest) if opcode.startswith("BRA") else None
         if target is None or int(target[1], 16) >= address or int(target[1], 16) not in index:
             continue
-        body = Counter(opcode for _, opcode, _ in instructions[index[int(target[1], 16)] : i + 1])
-        loop = Loop(body, sum(count for opcode, count in body.items() if _multiplies(opcode)))
+        loop = _counted(instructions[index[int(target[1], 16)] : i + 1])
         if best is None or (loop.matrix_instructions, -loop.instructions) > (
             best.matrix_instructions,
             -best.instructions,
@@ -95,9 +100,27 @@ def _main_loop(instructions: Sequence[tuple[int, str, str]]) -> Loop | None:
     return best
 
 
+def _counted(instructions: Sequence[tuple[int, str, str]]) -> Loop:
+    opcodes = Counter(opcode for _, opcode, _ in instructions)
+    matrix = {opcode: count for opcode, count in opcodes.items() if _multiplies(opcode)}
+    return Loop(opcodes, sum(matrix.values()), sum(count * _products(opcode) for opcode, count in matrix.items()))
+
+
 def _multiplies(opcode: str) -> bool:
     """Whether it is a matrix instruction; HFMA2.MMA, a plain multiply-add of pairs, is none."""
     return "MMA" in opcode and not opcode.startswith("HFMA2")
+
+
+def _products(opcode: str) -> float:
+    """How much one instruction multiplies: HMMA.16816 and IMMA.16832 are 1; HGMMA.64x128x16 is that of four warps.
+
+    Not a number for those that do not say: tcgen05's shape is in a descriptor.
+    """
+    if (group := re.search(r"\.(\d+)x(\d+)x(\d+)", opcode)) is not None:
+        m, n, k = map(int, group.groups())
+        return m * n * k / 4 / (16 * 8 * (32 if opcode.startswith("I") else 16))
+    sizes = {"HMMA.16816": 1.0, "HMMA.1688": 0.5, "IMMA.16832": 1.0, "IMMA.16816": 0.5}
+    return next((size for name, size in sizes.items() if opcode.startswith(name)), math.nan)
 
 
 def _number(assembly: str, name: str) -> int:

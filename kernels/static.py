@@ -80,8 +80,9 @@ def read_ratchet() -> dict[str, int]:
 
 
 def tightened(old: Mapping[str, int], rows: Iterable[Row]) -> dict[str, int]:
-    """The record with what fell; nothing in it ever rises."""
-    new = dict(old)
+    """The record with what fell; nothing in it ever rises. What is no longer shipped leaves it."""
+    shipped = {f"{variant.name} {target}" for target in TARGETS for variant in variants(target)}
+    new = {name: count for name, count in old.items() if name in shipped}
     for row in rows:
         if row.binary.loop is not None and row.binary.loop.matrix_instructions:
             new[row.key] = min(row.binary.loop.instructions, old.get(row.key, row.binary.loop.instructions))

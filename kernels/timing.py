@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
 
-_DRIFT = 0.25  # relative change of the baseline between the two halves of a run beyond which times say little
+from harness.kernels.benchfile import Samples
 
 
 class Timer(Protocol):
@@ -51,27 +49,22 @@ class CudaTimer:
         return float(start.elapsed_time(end)) / 1e3
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Seconds of every call, in order."""
+class GraphTimer:
+    """One of some calls in a CUDA graph: no launches between them. Their weights stay in the L2 cache, if they fit."""
 
-    seconds: tuple[float, ...]
+    CALLS = 20
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        first, _, third = statistics.quantiles(self.seconds, n=4)
-        return first, third
-
-    @property
-    def drifted(self) -> bool:
-        """Whether the second half of the run was another machine, as it were."""
-        half = len(self.seconds) // 2
-        before, after = statistics.median(self.seconds[:half]), statistics.median(self.seconds[half:])
-        return abs(after - before) > _DRIFT * before
+    def __call__(self, work: Callable[[], object], *, flush: bool) -> float:
+        graph, start, end = torch.cuda.CUDAGraph(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.graph(graph):
+            for _ in range(self.CALLS):
+                work()
+        graph.replay()
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end)) / 1e3 / self.CALLS
 
 
 def interleaved(
@@ -86,9 +79,3 @@ def interleaved(
         for name, work in works.items():
             taken[name].append(timer(work, flush=flush))
     return {name: Samples(tuple(seconds)) for name, seconds in taken.items()}
-
-
-def ratio(slow: Samples, fast: Samples) -> float:
-    """How many times as long: the median over rounds, in which both met the same machine."""
-    pairs: Sequence[float] = [a / b for a, b in zip(slow.seconds, fast.seconds, strict=True)]
-    return statistics.median(pairs)

@@ -18,7 +18,9 @@ import numpy as np
 
 from harness import results, store
 from harness.errors import HarnessError
+from harness.kernels.benchfile import Bench, benches
 from harness.planfile import read_plan
+from harness.reports import kernel_times
 from harness.reports.outcomes import Outcomes, outcomes_of
 from harness.reports.statistics import Comparison, Verdict, compare, verdicts
 from harness.results import CellResult
@@ -91,15 +93,18 @@ class _Run:
 
     folder: RunFolder
     cells: Mapping[Place, CellResult]
+    benches: Sequence[Bench]
 
     @classmethod
     def load(cls, path: Path) -> _Run:
-        return cls(RunFolder(path), {result.cell.place: result for result in results.load(path)})
+        folder, measured = RunFolder(path), benches(path)
+        # A folder may hold measurements of kernels alone.
+        found = results.load(path) if folder.plan.exists() or not measured else []
+        return cls(folder, {result.cell.place: result for result in found}, measured)
 
     def terms(self) -> Mapping[str, str]:
         plan = read_plan(self.folder.plan)
-        assert plan is not None  # its cells were loaded
-        return plan.terms
+        return plan.terms if plan else {}
 
     def machines(self) -> set[str]:
         """What the attempts of this run ran on, as JSON."""
@@ -131,6 +136,8 @@ def compare_runs(baseline: Path, candidate: Path, margins: Mapping[str, float]) 
     margins = {**MARGINS, **margins}
     checks = [check for result in one.cells.values() for check in _cell_checks(result, one, other, margins)]
     checks += _time_checks(one, other, margins)
+    if kernel_times.SECONDS in margins:
+        checks += _kernel_checks(one.benches, other.benches, margins[kernel_times.SECONDS])
     warnings = [
         f"{name}: {before} in the baseline, {after} in the candidate"
         for name, before in one.terms().items()
@@ -241,6 +248,27 @@ def _times(name: str, seconds: Mapping[Place, float]) -> Outcomes:
     """Their geometric mean: a difference of it is relative, as slower machines and larger models need it."""
     total = np.log(np.fromiter(seconds.values(), dtype=np.float64))
     return Outcomes(name, total, np.ones_like(total), True, False, tuple(map(str, seconds)), {})
+
+
+def _kernel_checks(one: Sequence[Bench], other: Sequence[Bench], margin: float) -> Iterator[Check]:
+    """Every path, layer shape and number of tokens that the baseline was timed at, device by device."""
+    if not one:
+        yield Check(_ALL, kernel_times.SECONDS, "note", "skipped", "the baseline has no measurements of kernels")
+    for bench in one:
+        counterpart = next((found for found in other if found.device == bench.device), None)
+        if counterpart is not None and not kernel_times.same_machine(bench, counterpart):
+            detail = "the two were timed on other machines, or on other parts of one"
+            yield Check(_ALL, kernel_times.SECONDS, "note", "not compared", detail)
+            continue
+        for was, now in kernel_times.paired(bench, counterpart):
+            place = ("kernels", was.setting, bench.device)
+            what = f"{kernel_times.SECONDS} {was.outputs}×{was.inputs}, {was.tokens} tokens"
+            if now is None:
+                yield Check(place, what, "fail", "missing", "the candidate was not timed", was.path.median)
+                continue
+            found = kernel_times.compare_times(was, now, margin)
+            detail = "" if was.operator == now.operator else f"{was.operator} became {now.operator}"
+            yield Check(place, what, "pass", "", detail, found.baseline, found.candidate, found)
 
 
 def _decided(checks: Sequence[Check]) -> tuple[Check, ...]:

@@ -22,7 +22,7 @@ from harness.store import Attempt
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#000000")
 MARKS = ("o", "s", "D", "^", "P", "*", "X")
 LINES = ("-", "--", "-.", ":")
-_STYLE: Any = {
+STYLE: Any = {
     "svg.hashsalt": "harness", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3,
     "text.usetex": False, "text.parse_math": False, "figure.constrained_layout.use": True, "savefig.dpi": 150,
 }  # fmt: skip
@@ -38,7 +38,7 @@ def draw(gathered: Gathered, out: Path) -> Iterator[tuple[str, str]]:
     kinds: tuple[Callable[[Group], Iterator[Drawing]], ...] = (
         against_bits, recovery, layer_errors, outliers, window_losses, costs,
     )  # fmt: skip
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for at, group in enumerate(gathered.groups):
             for kind in kinds:
                 for name, words, figure in kind(group):

@@ -10,13 +10,15 @@ from pathlib import Path
 from rich.console import Console
 
 from harness import atomic
-from harness.reports import formats, ledger
+from harness.kernels.benchfile import Bench, benches
+from harness.reports import formats, kernel_tables, ledger
 from harness.reports.board import Board, boards
 from harness.reports.gathered import Gathered, gather
 from harness.reports.judged import MANY, Judge
 from harness.reports.pages import ASSETS, render
 from harness.reports.words import visible
-from harness.tables import MANY_ROWS
+from harness.runfolder import RunFolder
+from harness.tables import MANY_ROWS, markdown
 
 REFRESH_SECONDS = 10  # of a page whose run is still going
 SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
@@ -28,12 +30,16 @@ class Report:
 
     gathered: Gathered
     boards: Sequence[Board]
+    benches: Sequence[Bench] = ()
 
     @classmethod
     def of(cls, runs: Sequence[Path], *, ledger: bool = False) -> Report:
         """Raises HarnessError for no runs; the ledger needs none: then no published number has one of ours."""
-        gathered = Gathered((), (), ()) if ledger and not runs else gather(runs)
-        return cls(gathered, boards(gathered, Judge.of(gathered)))
+        measured = [bench for run in runs for bench in benches(run)]
+        if measured:  # a folder may hold measurements of kernels alone
+            runs = [run for run in runs if RunFolder(run).plan.exists()]
+        gathered = Gathered((), (), ()) if (ledger or measured) and not runs else gather(runs)
+        return cls(gathered, boards(gathered, Judge.of(gathered)), measured)
 
     def print(self, console: Console, format: str, *, ledger: bool) -> None:
         """On standard output; a table that no terminal could show is printed as Markdown."""
@@ -52,7 +58,10 @@ class Report:
 
         Of very many numbers no plot is drawn: in one that shows a thousand points nobody finds any.
         """
+        from harness.reports import kernel_plots
+
         figures = [] if self.gathered.numbers > MANY else self._figures(out)
+        figures += kernel_plots.draw(self.benches, out) if self.benches else []
         for format, suffix in SUFFIXES.items():
             path = out / f"report.{suffix}"
             text = self.html(figures=figures) if format == "html" else self.text(format, self.boards)
@@ -60,6 +69,9 @@ class Report:
             yield path
         atomic.write_text(out / "ledger.md", formats.markdown(self.published()))
         yield out / "ledger.md"
+        if self.benches:
+            atomic.write_text(out / "kernels.md", markdown(kernel_tables.grids(self.benches)))
+            yield out / "kernels.md"
         for name, _ in figures:
             yield out / name
             yield out / name.replace(".svg", ".png")

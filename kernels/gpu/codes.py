@@ -11,6 +11,12 @@ import triton.language as tl
 
 
 @triton.jit
+def tile_rows(qweight, n, tiles_in, LENGTH: tl.constexpr):
+    """Where the codes [BN, LENGTH bytes] of the outputs ``n`` lie in the first of their tiles."""
+    return (qweight + (n // 64) * (tiles_in * 64 * LENGTH) + (n % 64) * LENGTH)[:, None] + tl.arange(0, LENGTH)[None, :]
+
+
+@triton.jit
 def magic_number(fields, DTYPE: tl.constexpr):
     """1024 + ``fields`` in float16, or 128 + ``fields`` in float32 by way of bfloat16."""
     if DTYPE == tl.float16:

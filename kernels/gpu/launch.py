@@ -53,6 +53,7 @@ def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: 
         x.stride(0),
         BITS=layer.bits, GROUP=0 if layer.whole_channels else layer.group_size, PER_INPUT=layer.axis == "ic",
         ASYMMETRIC=layer.zeros is not None, HAS_BIAS=bias is not None, SPLIT=split,
+        EVEN_K=layer.in_features % TILE_IN == 0,
         WIDEN=x.device.type == "cpu" and x.dtype == torch.bfloat16, PTX=x.is_cuda and torch.version.hip is None,
         BM=config.block_m, BN=config.block_n,
         num_warps=config.warps, num_stages=config.stages,
@@ -117,20 +118,20 @@ def rotate_quantize(
     smooth = transform.smooth if transform.smooth is not None else x
     widen = x.device.type == "cpu" and x.dtype == torch.bfloat16
     if not fused and permutation is not None:
-        middle = torch.empty_like(x)
+        middle = x.new_empty(x.shape)
         rotate_permute_kernel[(triton.cdiv(rows, 16), inputs // size)](
-            x, smooth, turns[0], torch.argsort(permutation.indices), middle, rows, inputs, x.stride(0),
+            x, smooth, turns[0], permutation.targets, middle, rows, inputs, x.stride(0),
             B=size, HAS_SMOOTH=transform.smooth is not None, PERMUTES=True, WIDEN=widen, BM=16, num_warps=4,
         )  # fmt: skip
         if second is None:
             return middle if spec is None else quantize_rows(middle, spec, layer)
         return rotate_quantize(middle, InputTransform(steps=(second,)), spec, layer, fused=True, block_m=block_m)
     out, group = _empty_rows(x, layer)
-    y = torch.empty_like(x)
+    y = x.new_empty(x.shape)
     width = triton.next_power_of_2(layer.padded_in)
     block_m = max(block_m, triton.cdiv(16 * size, width))  # a product has 16 rows or more
     rotate_quantize_kernel[(triton.cdiv(rows, block_m),)](
-        x, smooth, turns[0], permutation.indices if permutation else x, turns[1],
+        x, smooth, turns[0], permutation.targets if permutation else x, turns[1], x.new_empty(x.shape),
         out.codes, out.scales, out.zeros, out.row_sums, y, rows, inputs, layer.padded_in, out.row_sums.shape[1],
         spec.clip if spec else 1.0, x.stride(0),
         B=size, HAS_SMOOTH=transform.smooth is not None, PERMUTES=permutation is not None,

@@ -1,7 +1,9 @@
 """DuQuant's online transform: rotate blocks, permute, rotate again, quantize.
 
-In one kernel where a row fits in shared memory, which the permutation goes through; in two elsewhere: the first stores
-permuted, since scattered stores are cheaper than scattered loads, which a product would wait for.
+In one kernel where a program can hold whole rows, in two elsewhere. Either way rows are stored permuted and read back
+in order, since scattered stores are cheaper than scattered loads, which a product would wait for. In one kernel the row
+goes through a scratch row of global memory, which nothing but the processor that wrote it reads, out of its cache:
+Triton's gather within a row compiles to shuffles by the ten thousand.
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ def rotated(x, matrix, B: tl.constexpr, DTYPE: tl.constexpr, WIDEN: tl.constexpr
 
 @triton.jit
 def rotate_quantize_kernel(
-    x, smooth, first, indices, second, codes, scales, zeros, row_sums, y, M, K, padded_in, groups, clip, stride_x,
+    x, smooth, first, targets, second, middle, codes, scales, zeros, row_sums, y,
+    M, K, padded_in, groups, clip, stride_x,
     B: tl.constexpr, HAS_SMOOTH: tl.constexpr, PERMUTES: tl.constexpr, ROTATES_TWICE: tl.constexpr,
     QUANTIZES: tl.constexpr, BITS: tl.constexpr, SYMMETRIC: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Whole rows: smooth, ``first``, ``indices``, ``second``; then codes and all that, or ``y`` in x's type."""
+    """Whole rows: smooth, ``first``, to ``targets`` in ``middle``, ``second``; then codes and all that, or ``y``."""
     DTYPE: tl.constexpr = x.dtype.element_ty
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     k = tl.arange(0, BK)
@@ -44,9 +47,10 @@ def rotate_quantize_kernel(
         values = tl.div_rn(values.to(tl.float32), tl.broadcast_to(divisor[None, :], values.shape)).to(DTYPE)
     values = rotated(values, first, B, DTYPE, WIDEN)
     if PERMUTES:
-        source = tl.load(indices + k, mask=in_k, other=0)
-        values = tl.gather(values, tl.broadcast_to(source[None, :], values.shape), axis=1)
-        values = tl.where(in_k[None, :], values, 0.0).to(DTYPE)
+        to = tl.load(targets + k, mask=in_k, other=0)
+        tl.store(middle + m[:, None] * K + to[None, :], values, mask=valid)
+        tl.debug_barrier()  # what other threads of this program stored is seen behind it
+        values = tl.load(middle + m[:, None] * K + k[None, :], mask=valid, other=0.0)
     if ROTATES_TWICE:
         values = rotated(values, second, B, DTYPE, WIDEN)
     if QUANTIZES:

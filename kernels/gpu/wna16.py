@@ -9,85 +9,78 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from harness.kernels.gpu.codes import magic_number, magic_strip
+from harness.kernels.gpu.codes import magic_number, magic_strip, tile_rows
+
+
+@triton.jit
+def strip_grid(
+    scales, zeros, k, k_start, n, n_start, N, K,
+    BITS: tl.constexpr, GROUP: tl.constexpr, PER_INPUT: tl.constexpr, ASYMMETRIC: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Scales and zero points (as :func:`magic_number`) of the inputs ``k``, from ``k_start`` on, for [BN, strip]."""
+    last = K - 1  # padding has no scales of its own; what it is multiplied with is zero, or not stored
+    row = tl.minimum(n, N - 1)
+    if PER_INPUT:  # groups run along the outputs; a block of outputs lies in one of them
+        group = n_start // GROUP if GROUP > 0 else 0
+        at = (group * K + tl.minimum(k, last))[None, :]
+    elif GROUP > 0 and GROUP < 16 * BITS:  # a strip has several groups
+        at = (tl.minimum(k, last) // GROUP)[None, :] * N + row[:, None]
+    else:
+        group = tl.minimum(k_start, last) // GROUP if GROUP > 0 else 0
+        at = (group * N + row)[:, None]
+    scale = tl.load(scales + at)
+    if ASYMMETRIC:
+        return scale, magic_number(tl.load(zeros + at), DTYPE)
+    else:
+        HALF: tl.constexpr = 1 << (BITS - 1)
+        return scale, (1024.0 if DTYPE == tl.float16 else 128.0) + HALF
 
 
 @triton.jit
 def dequantized_strip(
-    tile, scales, zeros, k, k_start, n, n_start, K, N, in_n,
-    STRIP: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, PER_INPUT: tl.constexpr, ASYMMETRIC: tl.constexpr,
-    DTYPE: tl.constexpr, PTX: tl.constexpr,
-):  # fmt: skip
-    """The weights [BN, strip] of inputs ``k``. GROUP 0: one group a channel."""
+    tile, scale, zero, STRIP: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
+):
+    """The weights [BN, strip]."""
     codes = magic_strip(tile, STRIP, BITS, DTYPE, PTX)
-    LENGTH: tl.constexpr = 16 * BITS
-    last = K - 1  # padding has no scales of its own; what it is multiplied with is zero
-    if PER_INPUT:  # groups run along the outputs; a block of outputs lies in one of them
-        group = n_start // GROUP if GROUP > 0 else 0
-        at = (group * K + tl.minimum(k, last))[None, :]
-        known = (k < K)[None, :]
-    elif GROUP > 0 and GROUP < LENGTH:  # a strip has several groups
-        at = (tl.minimum(k, last) // GROUP)[None, :] * N + n[:, None]
-        known = in_n[:, None]
-    else:
-        group = tl.minimum(k_start, last) // GROUP if GROUP > 0 else 0
-        at = (group * N + n)[:, None]
-        known = in_n[:, None]
-    scale = tl.load(scales + at, mask=known, other=0.0)
-    if ASYMMETRIC:
-        zero = magic_number(tl.load(zeros + at, mask=known, other=0), DTYPE)
-        codes = codes - zero
-    else:
-        HALF: tl.constexpr = 1 << (BITS - 1)
-        codes = codes - ((1024.0 if DTYPE == tl.float16 else 128.0) + HALF)
     if DTYPE == tl.float16:
-        return codes * scale
+        return (codes - zero) * scale
     else:
-        return (codes * scale.to(tl.float32)).to(tl.bfloat16)
+        return ((codes - zero) * scale.to(tl.float32)).to(tl.bfloat16)
 
 
 @triton.jit
 def wna16_kernel(
     x, qweight, scales, zeros, bias, y, M, N, K, tiles_in, tiles_per_split, padded_out, stride_x,
     BITS: tl.constexpr, GROUP: tl.constexpr, PER_INPUT: tl.constexpr, ASYMMETRIC: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SPLIT: tl.constexpr, WIDEN: tl.constexpr, PTX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    SPLIT: tl.constexpr, EVEN_K: tl.constexpr, WIDEN: tl.constexpr, PTX: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
-    """``y`` [M, N] of x's type, or float32 partial sums [SPLIT, M, N]. WIDEN: multiply in float32 (interpreter)."""
+    """``y`` [M, N] of x's type, or float32 partial sums [SPLIT, M, N].
+
+    EVEN_K: 128 divides K. WIDEN: multiply in float32 (interpreter).
+    """
     LENGTH: tl.constexpr = 16 * BITS
     DTYPE: tl.constexpr = x.dtype.element_ty
+    WHOLE_TILES: tl.constexpr = not PER_INPUT and (GROUP == 0 or GROUP % 128 == 0)  # one scale a row of a tile
     n_start = tl.program_id(0) * BN
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     n = n_start + tl.arange(0, BN)
-    j = tl.arange(0, LENGTH)
     in_m, in_n = m < M, n < N
-    rows = qweight + (n // 64) * (tiles_in * 64 * LENGTH) + (n % 64) * LENGTH
+    rows = tile_rows(qweight, tl.minimum(n, padded_out - 1), tiles_in, LENGTH)
     first = tl.program_id(2) * tiles_per_split
     acc = tl.zeros((BN, BM), tl.float32)
     for t in range(first, tl.minimum(first + tiles_per_split, tiles_in)):
-        tile = tl.load(rows[:, None] + t * (64 * LENGTH) + j[None, :], mask=(n < padded_out)[:, None], other=0)
+        tile = tl.load(rows + t * (64 * LENGTH))
         for strip in tl.static_range(8 // BITS):
             k_start = t * 128 + strip * LENGTH
-            k = k_start + j
-            inputs = tl.load(x + m[:, None] * stride_x + k[None, :], mask=in_m[:, None] & (k < K)[None, :], other=0.0)
-            weight = dequantized_strip(
-                tile,
-                scales,
-                zeros,
-                k,
-                k_start,
-                n,
-                n_start,
-                K,
-                N,
-                in_n,
-                strip,
-                BITS,
-                GROUP,
-                PER_INPUT,
-                ASYMMETRIC,
-                DTYPE,
-                PTX,
-            )
+            k = k_start + tl.arange(0, LENGTH)
+            if strip == 0 or not WHOLE_TILES:
+                scale, zero = strip_grid(
+                    scales, zeros, k, k_start, n, n_start, N, K, BITS, GROUP, PER_INPUT, ASYMMETRIC, DTYPE
+                )
+            at = x + tl.minimum(m, M - 1)[:, None] * stride_x + k[None, :]  # rows too many are not stored
+            inputs = tl.load(at) if EVEN_K else tl.load(at, mask=(k < K)[None, :], other=0.0)
+            weight = dequantized_strip(tile, scale, zero, strip, BITS, DTYPE, PTX)
             if WIDEN:
                 acc = tl.dot(weight.to(tl.float32), tl.trans(inputs.to(tl.float32)), acc, input_precision="ieee")
             else:

@@ -7,10 +7,12 @@ import torch
 from harness import benchmarking
 from harness.errors import BadOutput, HarnessError, Problems, Unsupported
 from harness.kernels import bench
+from harness.kernels.benchfile import Samples, ratio
 from harness.kernels.configs import Config, choose, read_tuned, shipped, write_tuned
 from harness.kernels.cpu import IntegerProduct
+from harness.kernels.machines import Cpu, Gpu
 from harness.kernels.roofline import GPUS, Work, predict
-from harness.kernels.timing import CpuTimer, Samples, interleaved, ratio
+from harness.kernels.timing import CpuTimer, interleaved
 from harness.settings import Setting
 
 
@@ -31,14 +33,28 @@ def test_statistics_of_samples() -> None:
 
 @pytest.mark.parametrize("setting", ["W4A16g64", "W4A8", "W4A4"])
 def test_a_path_is_timed_beside_its_baselines(setting: str, tmp_path: Path) -> None:
-    (timing,) = bench.bench([Setting.parse(setting)], [(64, 128)], [3], CpuTimer(1024))
-    row = timing.as_dict()
-    assert row["phase"] == "decode" and row["relative_error"] < 0.01
-    assert set(row["samples_seconds"]) >= {"path", "operator", "bfloat16", "float32"}
-    assert ("quantizing the input" in row["samples_seconds"]) == (setting != "W4A16g64")
-    content = json.loads(bench.save([timing], tmp_path).read_text())
-    assert content["cuda"] == "not measured (no CUDA device)"
-    assert content["timings"][0]["samples_seconds"]["path"] == list(timing.samples["path"].seconds)
+    machine = Cpu(CpuTimer(1024))
+    (timing,) = bench.bench([Setting.parse(setting)], [(64, 128)], [3], machine)
+    assert timing.phase == "decode" and timing.relative_error < 0.01
+    assert set(timing.samples) >= {"path", "operator", "bfloat16", "float32", "transforming the input"}
+    assert ("quantizing the input" in timing.samples) == (setting != "W4A16g64")
+    assert timing.bandwidth > 0 and timing.peak > 0 and timing.percent_of_roofline > 0
+    found = bench.record([timing], machine)
+    content = json.loads(found.write(tmp_path).read_text())
+    assert content["device"] == "cpu" and content["machine"]["processor"]["name"] == content["device_name"]
+    assert content["timings"][0]["samples"]["path"] == list(timing.path.seconds)
+    assert content["timings"][0]["median_seconds"] == timing.path.median and content["timings"][0]["n"] == 9
+
+
+@pytest.mark.parametrize(("setting", "tokens"), [("W4A16g64", 2), ("W4A16g64", 17), ("W4A8", 3)])
+def test_the_path_of_a_gpu_is_timed_the_same_way(setting: str, tokens: int) -> None:
+    """Under the interpreter, whose seconds mean nothing; the code is the one that a GPU runs."""
+    machine = Gpu("cpu", "no GPU: Triton's interpreter", CpuTimer(1024))
+    (timing,) = bench.bench([Setting.parse(setting)], [(64, 128)], [tokens], machine)
+    kernel = "act_quant + wna8" if setting == "W4A8" else "wna16_gemv" if tokens == 2 else "wna16 "
+    assert timing.operator.startswith(kernel) and timing.relative_error < 0.01
+    assert set(timing.baselines) == {"float16", "bfloat16"}
+    assert bench.record([timing], machine).device == "cuda"
 
 
 @pytest.mark.fault(24)
@@ -46,12 +62,12 @@ def test_a_wrong_path_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = IntegerProduct.__call__
     monkeypatch.setattr(IntegerProduct, "__call__", lambda self, x: right(self, x) * 1.1)
     with pytest.raises(BadOutput, match="relative error"):
-        list(bench.bench([Setting.parse("W4A8")], [(64, 128)], [3], CpuTimer(1024)))
+        list(bench.bench([Setting.parse("W4A8")], [(64, 128)], [3], Cpu(CpuTimer(1024))))
 
 
 def test_no_path_is_said() -> None:
     with pytest.raises(Unsupported):
-        list(bench.bench([Setting.parse("W4A8g64")], [(64, 128)], [3], CpuTimer(1024)))
+        list(bench.bench([Setting.parse("W4A8g64")], [(64, 128)], [3], Cpu(CpuTimer(1024))))
 
 
 def test_shapes_of_presets_and_of_checkpoints(tiny_folder: Path) -> None:
@@ -64,12 +80,14 @@ def test_shapes_of_presets_and_of_checkpoints(tiny_folder: Path) -> None:
 def test_the_command_prints_no_gpu_time(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    benchmarking.timed([str(tiny_folder)], ["W4A8", "W4A8g32"], ["1"], tmp_path, Console(width=240))
+    benchmarking.timed([str(tiny_folder)], ["W4A8", "W4A8g32"], ["1"], tmp_path, Console(width=240), device="cpu")
     shown = capsys.readouterr().out
     assert "GPU: not measured (no CUDA device)" in shown
     assert "W4A8g32: not measured" in shown
     with pytest.raises(Problems):
-        benchmarking.timed(["llama2-7b"], ["W4A8"], ["0", "many"], tmp_path, Console())
+        benchmarking.timed(["llama2-7b"], ["W4A8"], ["0", "many"], tmp_path, Console(), device="cpu")
+    with pytest.raises(HarnessError, match=r"not measured \(no CUDA device\)"):
+        benchmarking.timed(["llama2-7b"], ["W4A8"], ["1"], tmp_path, Console(), device="cuda")
 
 
 def test_a_prediction_is_the_larger_of_two_bounds() -> None:

@@ -1,5 +1,8 @@
 """The Triton kernels under Triton's interpreter: source semantics, on CPU tensors. No GPU is involved."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 from checks import integer, rotation, weight_only
@@ -94,3 +97,37 @@ def test_what_no_kernel_does_is_refused() -> None:
     backwards = InputTransform(steps=(Permutation(torch.arange(128)), BlockRotation(block_hadamard(64))))
     with pytest.raises(Unsupported, match="Permutation, BlockRotation"):
         launch.rotate_quantize(x.half(), backwards, spec, narrow, fused=True)
+
+
+@pytest.fixture(scope="module")
+def gpu_verify():
+    """The script for whoever has a GPU."""
+    path = Path(__file__).parents[2] / "benchmarks" / "gpu_verify.py"
+    spec = importlib.util.spec_from_file_location("gpu_verify", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_checks_a_gpu_finds_no_fault_here(gpu_verify) -> None:
+    assert list(gpu_verify.wrong("cpu", sizes=[(70, 192)], dtypes=[torch.float16])) == []
+
+
+def test_what_checks_a_gpu_finds_faults(gpu_verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(kernel):
+        def run(*args, **kind):
+            y = kernel(*args, **kind)
+            return y.index_add(1, torch.tensor([3]), torch.full((len(y), 1), 0.5, dtype=y.dtype))
+
+        return run
+
+    for name in ("weight_only", "integer", "rotate_quantize"):
+        monkeypatch.setattr(launch, name, off(getattr(launch, name)))
+    words = {fault.split()[0] for fault in gpu_verify.wrong("cpu", sizes=[(70, 192)], dtypes=[torch.float16])}
+    assert words == {"weight-only", "integer", "rotation"}
+
+
+def test_without_a_gpu_nothing_is_verified(gpu_verify, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu_verify.py"])
+    assert gpu_verify.main() == 1
+    assert capsys.readouterr().out == "GPU: not measured (no CUDA device)\n"

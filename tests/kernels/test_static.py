@@ -97,3 +97,18 @@ def test_main_loop_is_the_one_with_most_matrix_instructions() -> None:
     loop = _main_loop(instructions)
     assert loop is not None
     assert (loop.matrix_instructions, loop.instructions, loop.count("LOP")) == (2, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("opcode", "products"),
+    [("HMMA.16816.F32", 1), ("IMMA.16832.S8.S8.SAT", 1), ("HMMA.1688.F32", 0.5), ("HGMMA.64x16x16.F32", 2),
+     ("IGMMA.64x128x32.S8.S8", 16)],
+)  # fmt: skip
+def test_matrix_instructions_are_counted_by_what_they_multiply(opcode: str, products: float) -> None:
+    """A warp's share: 64 × 16 × 16 by four warps is two products of 16 × 8 × 16 for each."""
+    loop = _main_loop([(0x00, opcode, ""), (0x10, "LOP3", ""), (0x20, "BRA", " 0x0")])
+    assert loop is not None and loop.products == products
+
+
+def test_what_is_no_longer_shipped_leaves_the_record() -> None:
+    assert tightened({"a kernel of before sm_89": 3}, []) == {}

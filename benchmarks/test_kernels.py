@@ -1,0 +1,71 @@
+"""The kernels that run on this processor beside torch's bfloat16 product and beside their bare operators.
+
+    tox -e bench -- benchmarks/test_kernels.py
+
+All on one thread, interleaved, caches flushed before every call. What a ratio is held to depends on what this
+processor can do: the int4 operator gains by AVX-512 and by nothing less, which docs/kernels.md shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from harness import provenance
+from harness.kernels.bench import random_layer
+from harness.kernels.benchfile import Samples, ratio
+from harness.kernels.machines import Cpu, Ready
+from harness.kernels.timing import interleaved
+from harness.settings import Setting
+
+SIZE, ROUNDS = 4096, 25
+FLAGS = set(provenance.cpu()["flags"])
+
+
+@dataclass(frozen=True)
+class Case:
+    """``least``: how many times as fast as bfloat16, with the abilities of a processor that it takes."""
+
+    setting: str
+    tokens: int
+    least: float
+    needs: frozenset[str]
+
+
+CASES = [
+    Case("W4A16g128", 1, 3.0, frozenset({"avx512f"})),
+    Case("W4A8", 128, 1.3, frozenset()),
+]
+
+
+@pytest.fixture(scope="module")
+def machine() -> Cpu:
+    return Cpu()
+
+
+def measured(machine: Cpu, case: Case) -> tuple[Ready, dict[str, Samples]]:
+    linear = random_layer(SIZE, SIZE, Setting.parse(case.setting))
+    with torch.inference_mode():
+        ready = machine.layer(linear).ready(torch.randn(case.tokens, SIZE))
+        works = {name: ready.works[name] for name in ("path", "operator", "bfloat16", "float32")}
+        return ready, interleaved(works, machine.timer, rounds=ROUNDS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.setting}-{case.tokens}")
+def test_kernel(benchmark, machine: Cpu, case: Case) -> None:
+    """4096 × 4096. Activation quantization is inside the path's time; the harness adds under 5 % to the operator."""
+    ready, samples = measured(machine, case)
+    found = {name: ratio(samples[name], samples["path"]) for name in ("bfloat16", "float32")}
+    overhead = ratio(samples["path"], samples["operator"]) - 1
+    benchmark.extra_info.update(found, operator=ready.operator, overhead=overhead)
+    with torch.inference_mode():
+        benchmark.pedantic(ready.works["path"], rounds=ROUNDS, warmup_rounds=2)
+    assert overhead < 0.05
+    if not case.needs <= FLAGS:
+        pytest.skip(
+            f"{found['bfloat16']:.2f} × bfloat16 without {', '.join(sorted(case.needs - FLAGS))}: "
+            f"{case.least} is asked of processors that have it"
+        )
+    assert found["bfloat16"] >= case.least

@@ -1,0 +1,45 @@
+"""Measured times of kernels as tables: a table for each device and layer shape. Predictions are not among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from harness.kernels.benchfile import Bench, Timing, ratio
+from harness.tables import Grid
+
+_PARTS = ("quantizing the input", "transforming the input")
+
+
+def grids(benches: Sequence[Bench]) -> list[Grid]:
+    """Median and quartiles, how many times as fast as the float products of the same rounds, and the parts."""
+    found = []
+    for bench in benches:
+        ordered = sorted(bench.timings, key=lambda row: (row.outputs, row.inputs))
+        for (outputs, inputs), rows in groupby(ordered, key=lambda row: (row.outputs, row.inputs)):
+            members = list(rows)
+            floats = list(dict.fromkeys(name for row in members for name in row.baselines))
+            header = (
+                "setting", "operator", "tokens", "phase", "median µs", "quartiles µs", "n",
+                *(f"× {name}" for name in floats), "over bare operator", "% of roofline", "input quantized µs",
+                "input transformed µs", "",
+            )  # fmt: skip
+            title = f"{outputs}×{inputs}, measured on {bench.device_name}, {bench.created}"
+            found.append(Grid(title, header, tuple(_row(row, floats) for row in members)))
+    return found
+
+
+def _row(row: Timing, floats: Sequence[str]) -> tuple[str, ...]:
+    low, high = map(micro, row.path.quartiles)
+    faster = (f"{row.faster_than(name):.2f}" if name in row.samples else "–" for name in floats)
+    over = ratio(row.path, row.samples["operator"]) - 1
+    parts = (micro(row.samples[name].median) if name in row.samples else "–" for name in _PARTS)
+    return (
+        row.setting, row.operator, str(row.tokens), row.phase, micro(row.path.median), f"{low}–{high}",
+        str(len(row.path.seconds)), *faster, f"{100 * over:+.1f} %", f"{row.percent_of_roofline:.0f}", *parts,
+        "the machine drifted" if row.drifted else "",
+    )  # fmt: skip
+
+
+def micro(seconds: float) -> str:
+    return f"{1e6 * seconds:.0f}"
