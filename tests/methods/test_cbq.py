@@ -230,7 +230,7 @@ def test_outliers_that_matter_are_not_cut_off(tiny_model: LoadedModel, tmp_path:
         row[guard] = next(row for row in report if row["layer"] == name)
     assert (row[True]["start"], row[False]["start"]) == ("plain", "cfp")
     assert "outliers" not in row[True] and row[False]["outliers"] == 1
-    assert row[True]["held_out"] < 0.1 * row[False]["held_out"]
+    assert row[True]["held_out"] < 0.2 * row[False]["held_out"]
 
 
 def test_nothing_but_what_is_learned_is_touched(tiny_model: LoadedModel, tmp_path: Path) -> None:
