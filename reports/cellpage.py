@@ -99,7 +99,7 @@ def _score_row(
     return (
         f'<tr><th scope="row"><bdi>{_html(task)}</bdi></th><td>{metric}</td><td class="number">{value}</td>'
         f'<td class="number">{interval}</td><td class="number">{n}</td><td class="number">{against}</td>'
-        f'<td><span class="verdict {verdict}">{verdict}</span></td></tr>'
+        + (f'<td><span class="verdict {verdict}">{verdict}</span></td></tr>' if verdict else "<td></td></tr>")
     )
 
 

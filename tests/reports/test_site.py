@@ -85,7 +85,7 @@ def test_every_cell_and_method_has_its_page(site: Path) -> None:
     assert "model.layers.29.mlp.down_proj" in text  # the last of its layers
     assert "AMD EPYC" in text  # the machine
     assert "16 of 16" in text  # its samples
-    assert re.search(r'class="worse">worse<', text)  # than full precision, paired
+    assert re.search(r'class="verdict worse">worse<', text)  # than full precision, paired
     assert "does not overlap" not in text
     assert "/models/" not in text  # places on the machine that ran it stay there
 

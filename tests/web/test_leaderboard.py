@@ -139,9 +139,8 @@ def test_a_permalink_shows_the_same_again(visit: Visit) -> None:
 
 def copied(page: Any, button: str) -> str:
     """What a click puts on the clipboard: a stand-in, since that of a machine without a head may be nobody's."""
-    page.evaluate(
-        "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async text => { window.copied = text; }}})"
-    )
+    page.evaluate("""() => { window.copied = null; Object.defineProperty(navigator, 'clipboard', {
+        configurable: true, value: { writeText: async text => { window.copied = text; } } }); }""")
     page.click(button)
     page.wait_for_function("window.copied")
     return str(page.evaluate("window.copied"))
