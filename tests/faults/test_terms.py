@@ -126,8 +126,10 @@ def test_30_missing_data_is_named_before_anything_runs(quick: Quick, tmp_path: P
 
 
 @pytest.mark.fault(30)
-def test_30_a_hub_that_does_not_answer(tmp_path: Path, figure) -> None:
+def test_30_a_hub_that_does_not_answer(tmp_path: Path, long: bool, figure) -> None:
     """It takes the connection and says nothing."""
+    if not long:
+        pytest.skip("with --long: it waits 20 seconds")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
