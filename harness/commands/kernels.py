@@ -19,9 +19,9 @@ def bench(
     ] = "llama2-7b",
     settings: Annotated[str, typer.Option(help="Kernel paths, as settings.")] = "W4A16g128,W4A8",
     tokens: Annotated[str, typer.Option(help="Numbers of tokens, 1 to 4096.")] = "1,4,16,128",
-    out: Annotated[
-        Path, typer.Option(help="Run folder for the samples: report and compare find them there.")
-    ] = Path("runs/bench"),
+    out: Annotated[Path, typer.Option(help="Run folder for the samples: report and compare find them there.")] = Path(
+        "runs/bench"
+    ),
     device: Annotated[str, typer.Option(help="cpu or cuda; left out: cuda where there is one.")] = "",
     static: Annotated[bool, typer.Option("--static", help="Compile for every GPU and look; time nothing.")] = False,
     targets: Annotated[str, typer.Option(help="With --static: sm_80,…,gfx942.")] = "",
