@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from harness.kernels.gpu.codes import raised_strip, tile_rows
+from harness.kernels.gpu.codes import raised_strip
 
 
 @triton.jit
@@ -43,14 +43,14 @@ def wna8_kernel(
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     j = tl.arange(0, LENGTH)
     in_m, in_n = m < M, n < N
-    rows = tile_rows(qweight, tl.minimum(n, padded_out - 1), tiles_in, LENGTH)
-    inputs_of = x + tl.minimum(m, M - 1)[:, None] * (tiles_in * 128) + j[None, :]  # rows too many are not stored
+    rows = qweight + (n // 64) * (tiles_in * 64 * LENGTH) + (n % 64) * LENGTH
     acc = tl.zeros((BN, BM), tl.int32)
     grouped = tl.zeros((BN, BM), tl.float32) if GROUP > 0 else 0.0
     for t in range(tiles_in):
-        tile = tl.load(rows + t * (64 * LENGTH))
+        tile = tl.load(rows[:, None] + t * (64 * LENGTH) + j[None, :], mask=(n < padded_out)[:, None], other=0)
         for strip in tl.static_range(8 // BITS):
-            inputs = tl.load(inputs_of + t * 128 + strip * LENGTH)
+            k = t * 128 + strip * LENGTH + j
+            inputs = tl.load(x + m[:, None] * (tiles_in * 128) + k[None, :], mask=in_m[:, None], other=0)
             acc = tl.dot(raised_strip(tile, strip, BITS), tl.trans(inputs), acc, out_dtype=tl.int32)
             if GROUP > 0 and ((strip + 1) * LENGTH) % GROUP == 0:
                 group = (t * 128 + strip * LENGTH) // GROUP
