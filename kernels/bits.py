@@ -7,14 +7,12 @@ import math
 import torch
 from jaxtyping import UInt8
 
-_WORDS = {1: torch.uint8, 3: torch.int32}  # types that hold words of so many bytes
-
 
 def pack_bits(codes: UInt8[torch.Tensor, "*shape"], bits: int) -> UInt8[torch.Tensor, " packed"]:
     """The codes in row-major order, first code in the lowest bits; the last word is padded with zeros."""
     codes_per_word, bytes_per_word = _word(bits)
     flat = _padded(codes.flatten(), codes_per_word).reshape(-1, codes_per_word)
-    word = flat[:, 0].to(_WORDS[bytes_per_word], copy=True)
+    word = flat[:, 0].to(_type(bytes_per_word), copy=True)
     for i in range(1, codes_per_word):
         word |= flat[:, i].to(word.dtype) << (i * bits)
     if bytes_per_word == 1:
@@ -28,7 +26,7 @@ def unpack_bits(
     """The inverse of :func:`pack_bits`."""
     codes_per_word, bytes_per_word = _word(bits)
     parts = packed.reshape(-1, bytes_per_word)
-    word = parts[:, 0].to(_WORDS[bytes_per_word])
+    word = parts[:, 0].to(_type(bytes_per_word))
     for j in range(1, bytes_per_word):
         word = word | (parts[:, j].to(word.dtype) << (8 * j))
     codes = torch.empty(len(parts), codes_per_word, dtype=torch.uint8, device=packed.device)
@@ -46,3 +44,8 @@ def _word(bits: int) -> tuple[int, int]:
     """Codes and bytes of the smallest word that holds whole codes in whole bytes."""
     common = math.lcm(bits, 8)
     return common // bits, common // 8
+
+
+def _type(bytes_per_word: int) -> torch.dtype:
+    """That holds a word."""
+    return torch.uint8 if bytes_per_word == 1 else torch.int32 if bytes_per_word < 4 else torch.int64
