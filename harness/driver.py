@@ -155,6 +155,10 @@ def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block]) -> Qu
         if name not in part.linears:
             raise BadOutput(f"{name} was not quantized", fix="a method returns every linear of its window")
         _refuse_another_type(name, part.linears[name])
+        try:
+            replace(part.linears[name])  # checked once more as it is now: its tensors can have been changed since
+        except BadOutput as error:
+            raise BadOutput(f"{name}: {error.what}", fix=error.fix) from error
         expected, got = tuple(window.linears[name].weight.shape), tuple(part.linears[name].codes.shape)
         if got != expected:
             raise BadOutput(f"{name} has codes of shape {list(got)}, not {list(expected)}")
