@@ -34,10 +34,10 @@ def processors() -> int:
 def parse_bytes(text: str) -> int:
     """Read ``24GB``, ``800 MB``, ``1.5GiB``. Raises HarnessError."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]I?)?B\s*", text.upper())
-    size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
-    if size <= 0:
+    size = float(match[1]) * _UNITS[match[2] or ""] if match else 0.0
+    if not 1 <= size < _UNITS["TI"] ** 2:
         raise HarnessError(f"memory {text!r} is not a size", fix="write for example 24GB or 1.5GiB")
-    return size
+    return int(size)
 
 
 def show_bytes(size: float) -> str:

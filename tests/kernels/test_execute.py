@@ -14,6 +14,7 @@ from harness.kernels.difference import Executions, measure_difference
 from harness.kernels.execute import kernel_modules, packed_layers, put_in_place
 from harness.kernels.packfile import load_packed
 from harness.methods.rtn import RTN
+from harness.placement import IN_MEMORY
 from harness.plan import ModelFacts, complete, draft
 from harness.progress import silent
 from harness.quantized import QuantizedModel
@@ -80,7 +81,7 @@ def kernel_job(folder: Path, setting: str, out: Path) -> Job:
     )  # fmt: skip
     cell_folder = RunFolder(out).cell(cell.id)
     cell_folder.path.mkdir(parents=True)
-    return Job(cell, cell_folder, 1, Events.from_environment(), Timings())
+    return Job(cell, cell_folder, 1, IN_MEMORY, Events.from_environment(), Timings())
 
 
 @pytest.mark.usefixtures("settings_of_torch")
