@@ -51,7 +51,13 @@ class ModelSize:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> ModelSize:
-        config = checkpoint.config.get("text_config") or checkpoint.config
+        nested = checkpoint.config.get("text_config")
+        config = nested if isinstance(nested, dict) else checkpoint.config
+
+        def said(key: str) -> int | None:
+            value = config.get(key)
+            return value if isinstance(value, int) and value > 0 else None
+
         blocks: dict[str, int] = {}
         others = 0
         for name, info in checkpoint.tensors.items():
@@ -61,8 +67,8 @@ class ModelSize:
             else:
                 blocks[block] = blocks.get(block, 0) + math.prod(info.shape)
         linears = checkpoint.block_linears().values()
-        hidden = int(config.get("hidden_size") or min((inputs for _, inputs in linears), default=1))
-        heads = int(config.get("num_attention_heads") or 1)
+        hidden = said("hidden_size") or min((inputs for _, inputs in linears), default=1)
+        heads = said("num_attention_heads") or 1
         return cls(
             blocks=len(blocks),
             block=max(blocks.values(), default=0),
@@ -70,8 +76,8 @@ class ModelSize:
             others=others,
             widest=max((inputs for _, inputs in linears), default=hidden),
             hidden=hidden,
-            vocabulary=int(config.get("vocab_size") or 1),
-            positions=2 * int(config.get("head_dim") or hidden // heads),
+            vocabulary=said("vocab_size") or 1,
+            positions=2 * (said("head_dim") or max(1, hidden // heads)),
         )
 
 

@@ -41,6 +41,14 @@ def test_sizes_are_read_from_the_headers(tiny_folder: Path) -> None:
     assert (found.widest, found.hidden, found.vocabulary, found.positions) == (128, 64, 512, 32)
 
 
+@pytest.mark.parametrize("nonsense", ["many", -3, None, [], 1e400, {"a": 1}])
+def test_a_configuration_that_lies_is_no_traceback(tiny_folder: Path, nonsense: object) -> None:
+    checkpoint = open_checkpoint(tiny_folder)
+    keys = ("hidden_size", "num_attention_heads", "vocab_size", "head_dim", "text_config")
+    found = memory.ModelSize.of(replace(checkpoint, config=dict.fromkeys(keys, nonsense)))
+    assert found.hidden == 64 and found.positions > 0
+
+
 def test_depth_costs_memory_only_where_all_blocks_are_in_memory(cell: Cell) -> None:
     def needs(placement: str, blocks: int) -> int:
         return memory.needed_bytes(cell, size(blocks), Workspace(), placement)
