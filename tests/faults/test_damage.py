@@ -260,7 +260,7 @@ def test_35_very_many_cells(tmp_path: Path, long: bool, figure) -> None:
     rows = sum(1 for _ in measurement_rows(load(tmp_path)))
     seconds = time.process_time() - start
     assert rows == count * tasks
-    assert seconds < 10
+    assert seconds < 30
     size = (tmp_path / "run.sqlite").stat().st_size / 1e6
     peak = processes.peak_resident_bytes() / 1e6
     figure(35, f"{count:,} cells, {rows:,} rows, {size:.0f} MB read in {seconds:.2f} s ({rows / seconds:,.0f} rows/s)")
