@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -63,6 +64,9 @@ class Published:
     known: tuple[str, ...]
 
 
+Counterparts = dict[tuple[str, str, str], list[tuple[Group, Known]]]  # by model, method and setting
+
+
 @cache
 def published() -> tuple[Published, ...]:
     """Every published number whose method, setting and task the harness has."""
@@ -74,9 +78,12 @@ def boards(gathered: Gathered) -> list[Board]:
     """A table per model: published, ours, the difference, and what is known of it."""
     columns = tuple(Column(name, None, None) for name in ("task", "published", "ours", "difference", "source", "known"))
     found = []
+    counterparts: Counterparts = defaultdict(list)
+    for group, known in gathered.cells():
+        counterparts[known.cell.model, known.cell.method, known.cell.setting].append((group, known))
     ordered = sorted(published(), key=lambda e: (e.model, e.setting != "W16A16", e.setting, e.method, len(e.options)))
     for model, entries in groupby(ordered, key=lambda entry: entry.model):
-        lines = [line for entry in entries for line in _lines(entry, gathered)]
+        lines = [line for entry in entries for line in _lines(entry, counterparts)]
         sections = tuple((setting, tuple(part)) for setting, part in groupby(lines, key=lambda line: line.setting))
         run = sum(line.places[2].value is not None for line in lines)
         note = f"{run} of {len(lines)} published numbers have one of ours beside them"
@@ -120,8 +127,8 @@ def _is_offered(setting: str) -> bool:
     return True
 
 
-def _lines(entry: Published, gathered: Gathered) -> Iterator[Line]:
-    ours = list(_ours(entry, gathered))
+def _lines(entry: Published, counterparts: Counterparts) -> Iterator[Line]:
+    ours = list(_ours(entry, counterparts))
     for group, known, task, row in ours:
         difference = row.value - entry.value
         relative = f" ({100 * difference / entry.value:+.2f} %)" if entry.value else ""
@@ -145,11 +152,9 @@ def _line(
     return Line(cell, method, entry.setting, bits, places)
 
 
-def _ours(entry: Published, gathered: Gathered) -> Iterator[tuple[Group, Known, str, Measured]]:
-    for group, known in gathered.cells():
-        cell = known.cell
-        same = (cell.model, cell.method, cell.setting) == (entry.model, entry.method, entry.setting)
-        if same and entry.options.items() <= cell.options.items():
+def _ours(entry: Published, counterparts: Counterparts) -> Iterator[tuple[Group, Known, str, Measured]]:
+    for group, known in counterparts.get((entry.model, entry.method, entry.setting), ()):
+        if entry.options.items() <= known.cell.options.items():
             for task, rows in known.result.tasks.items():
                 if task.partition(":")[0].partition(" ")[0] == entry.task:
                     yield from ((group, known, task, row) for row in rows if row.metric == entry.metric)
