@@ -43,7 +43,7 @@ class Cell:
     @functools.cached_property
     def id(self) -> str:
         """The first 16 hex digits of the hash over what decides the integers."""
-        options = _SORTED(self.options)
+        options = _SORTED(self.options) if self.options else "{}"
         parts = (
             FORMAT, self.method, self.method_sha256, options, self.weights_sha256, self.setting,
             self.calibration_sha256, self.seed, self.dtype,
@@ -70,12 +70,14 @@ class Cell:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Cell:
         """Raises KeyError or TypeError when ``value`` is not what :meth:`to_json` wrote, ValueError for another id."""
-        fields = {**_DEFAULTS, **value, "tasks": tuple(value["tasks"])}
+        cell = object.__new__(cls)  # a frozen class's own way sets field by field: half the time of a large plan
+        fields = cell.__dict__
+        fields.update(_DEFAULTS)
+        fields.update(value)
         claimed = fields.pop("id")
         if fields.keys() != _NAMES:
             raise TypeError(f"a cell has no {', '.join(sorted(fields.keys() ^ _NAMES))}")
-        cell = object.__new__(cls)  # a frozen class's own way sets field by field: half the time of a large plan
-        cell.__dict__.update(fields)
+        fields["tasks"] = tuple(value["tasks"])
         if cell.id != claimed:
             raise ValueError(f"cell {claimed} does not have the identity that it claims")
         return cell

@@ -6,7 +6,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
@@ -77,10 +77,11 @@ def load_run(run: Path) -> Loaded:
     for attempt in contents.attempts:
         if attempt.cell in found:  # rows of a method's earlier version stay in the store and out of the tables
             found[attempt.cell].attempts.append(attempt)
-    tasks = {id: result.tasks for id, result in found.items()}
-    for row in contents.measured:
-        if (rows := tasks.get(row.cell)) is not None:
-            rows[row.task].append(row)
+    for id, rows in groupby(contents.measured, itemgetter(0)):
+        if (result := found.get(id)) is not None:
+            tasks = result.tasks
+            for row in rows:
+                tasks[row[1]].append(row)
     return Loaded(plan, contents.runs, list(found.values()))
 
 
@@ -92,17 +93,19 @@ def unfinished(results: Iterable[CellResult]) -> int:
 def measurement_rows(results: Iterable[CellResult]) -> Iterator[Row]:
     """One row per number; one with a status and no number for each task that a cell did not get to."""
     for result in results:
-        head = _head(result.cell)
-        for task in result.cell.tasks:
-            for row in result.tasks.get(task, ()):
+        cell = result.cell
+        for task in cell.tasks:
+            for _, _, metric, value, stderr, n, higher_is_better, seconds, created in result.tasks.get(task, ()):
+                # Written out, as a large run has many: a dict made of two others takes half as long again.
                 yield {
-                    **head, "task": task, "metric": row.metric, "value": row.value, "stderr": row.stderr, "n": row.n,
-                    "status": "ok", "reason": None, "higher_is_better": bool(row.higher_is_better),
-                    "seconds": row.seconds, "created": row.created,
+                    "cell": cell.id, "model": cell.model, "method": cell.method, "options": cell.options,
+                    "setting": cell.setting, "task": task, "metric": metric, "value": value, "stderr": stderr, "n": n,
+                    "status": "ok", "reason": None, "higher_is_better": higher_is_better == 1,
+                    "seconds": seconds, "created": created,
                 }  # fmt: skip
             if task not in result.tasks and (failure := result.failure()) is not None:
                 yield {
-                    **head, "task": task, "metric": None, "value": None, "stderr": None, "n": None,
+                    **_head(cell), "task": task, "metric": None, "value": None, "stderr": None, "n": None,
                     "status": failure.status, "reason": failure.reason, "higher_is_better": None,
                     "seconds": None, "created": failure.created,
                 }  # fmt: skip
