@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,20 +40,7 @@ def textbook_columns(weight: torch.Tensor, factor: torch.Tensor, grid: Grid, blo
     return codes.to(torch.uint8)
 
 
-def ratio(slow: Callable[[], object], fast: Callable[[], object], rounds: int) -> float:
-    """Median of the ratios of interleaved rounds, in processor seconds: what else the machine does is left out."""
-    slow(), fast()
-    ratios = []
-    for _ in range(rounds):
-        start = time.process_time()
-        slow()
-        middle = time.process_time()
-        fast()
-        ratios.append((middle - start) / (time.process_time() - middle))
-    return statistics.median(ratios)
-
-
-def test_column_loop(benchmark) -> None:
+def test_column_loop(benchmark, ratio) -> None:
     """A 1536 × 576 layer: at least five times a textbook loop, and the same codes."""
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(1536, 576, generator=generator), torch.randn(4096, 576, generator=generator)
@@ -118,7 +103,7 @@ def textbook_model(model: LoadedModel) -> None:
         model.module.model(input_ids=chunk, use_cache=False)
 
 
-def test_whole_block(benchmark, block: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_whole_block(benchmark, ratio, block: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Calibration, quantization and propagation of one block: at least one and a half times the textbook."""
 
     def ours() -> None:
