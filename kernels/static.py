@@ -29,6 +29,7 @@ _MATRIX = {
     "rotate_quantize": {"sm_90": "H(G)?MMA", "sm_100": "UTCHMMA|HMMA", "gfx942": "v_mfma_f32", "": "HMMA"},
     "rotate_permute": {"sm_90": "H(G)?MMA", "sm_100": "UTCHMMA|HMMA", "gfx942": "v_mfma_f32", "": "HMMA"},
 }
+_GROUP_WARPS = 4  # what the matrix instructions of Hopper and datacenter Blackwell take
 _CONVERSIONS = ("I2F", "I2FP", "I2HP")
 
 
@@ -101,7 +102,8 @@ def _faults(variant: Variant, target: str, binary: Binary, ratchet: Mapping[str,
         yield f"{binary.shared_bytes} bytes of shared memory, {target} has {_SHARED_KIB[target]} KiB"
     expected = _MATRIX.get(variant.of)
     if expected is not None:
-        pattern = expected.get(target, expected[""])
+        of_its_own = target if variant.warps >= _GROUP_WARPS or target.startswith("gfx") else ""
+        pattern = expected.get(of_its_own, expected[""])
         if not any(re.match(pattern, opcode) for opcode in binary.matrix_opcodes):
             yield f"matrix instruction {' '.join(binary.matrix_opcodes) or 'none'}, not {pattern}"
     loop = binary.loop
@@ -109,7 +111,7 @@ def _faults(variant: Variant, target: str, binary: Binary, ratchet: Mapping[str,
         return
     if variant.of in ("wna16", "wna16_gemv") and loop.count(*_CONVERSIONS):
         yield f"{loop.count(*_CONVERSIONS)} conversions from integers in the loop"
-    if variant.of in ("wna16", "wna8") and (narrow := set(binary.copy_bytes) - _copy_widths(variant, target)):
+    if variant.of in ("wna16", "wna8") and (narrow := set(binary.copy_bytes) - _copy_widths(variant)):
         yield f"copies of {', '.join(map(str, sorted(narrow)))} bytes to shared memory"
     most = _MOST_INSTRUCTIONS.get(target) if variant.name == "wna8 w4 channel 128x128" else None
     if most is not None and loop.instructions > most:
@@ -119,11 +121,7 @@ def _faults(variant: Variant, target: str, binary: Binary, ratchet: Mapping[str,
         yield f"{loop.instructions} instructions in the loop, {recorded} on record"
 
 
-def _copy_widths(variant: Variant, target: str) -> set[int]:
-    """Bytes of one thread's copy: 16, or its share of a strip of activations where that is less.
-
-    On Hopper codes that go to the tensor core through registers are copied 8 bytes at a time: Triton's layout of them
-    in shared memory there has no longer runs.
-    """
-    strip = 16 * variant.constants["BITS"] * variant.constants["BM"] * (2 if variant.of == "wna16" else 1)
-    return {16, min(16, strip // (32 * variant.warps)), *((8,) if target == "sm_90" and variant.of == "wna16" else ())}
+def _copy_widths(variant: Variant) -> set[int]:
+    """Bytes of one thread's copy: 16, or its share of a strip of activations where that is less."""
+    strip = 16 * variant.constants["BITS"] * variant.constants["BM"]  # half as many numbers twice as wide in wna16
+    return {16, min(16, strip // (32 * variant.warps))}

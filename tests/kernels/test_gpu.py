@@ -88,10 +88,12 @@ def test_what_no_kernel_does_is_refused() -> None:
         launch.weight_only(x.half(), pack(random_layer(8, 128, bits=8)), config)
     with pytest.raises(Unsupported, match="float32"):
         launch.weight_only(x, pack(random_layer(8, 128)), config)
-    by_input = pack(random_layer(8, 128, axis="ic"))
-    with pytest.raises(Unsupported, match="along the inputs"):
+    by_input = pack(random_layer(8, 128, axis="ic", activation=spec))
+    with pytest.raises(Unsupported, match="16-bit words"):
         launch.integer(launch.quantize_rows(x, spec, by_input), by_input, config, torch.float32)
-    narrow = pack(random_layer(8, 128, group=32))
+    narrow = pack(random_layer(8, 128, group=32, activation=spec))
+    with pytest.raises(Unsupported, match="in bytes"):
+        launch.weight_only(x.half(), narrow, config)
     with pytest.raises(Unsupported, match="groups of 32"):
         launch.integer(launch.quantize_rows(x, spec, narrow), narrow, config, torch.float32)
     backwards = InputTransform(steps=(Permutation(torch.arange(128)), BlockRotation(block_hadamard(64))))
