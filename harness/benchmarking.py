@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,13 @@ def static(targets: Sequence[str], out: Path, console: Any, *, tighten: bool) ->
     )  # fmt: skip
     table = Table(*columns, title=Text("compiled, never run on a GPU here"), title_justify="left")
     record = analysis.read_ratchet()
-    rows = []
-    for row in analysis.examine(targets or TARGETS, ratchet=record):
-        rows.append(row)
+    rows: list[analysis.Row] = []
+    for target in targets or TARGETS:
+        start = time.monotonic()
+        found = list(analysis.examine([target], ratchet=record))
+        console.print(Text(f"{target}: {len(found)} compiled in {time.monotonic() - start:.0f} s"))
+        rows += found
+    for row in rows:
         table.add_row(*_static_cells(row.as_dict()))
     console.print(table)
     console.print(_predictions())

@@ -35,7 +35,7 @@ class Config:
 _ANY = math.inf
 _DEFAULT: dict[Kernel, tuple[tuple[float, Config], ...]] = {
     "wna16_gemv": (
-        (1, Config(1, 32, warps=2, stages=3)),
+        (1, Config(1, 16, warps=1, stages=3)),
         (2, Config(2, 16, warps=2, stages=3)),
         (_ANY, Config(4, 16, warps=4, stages=3)),
     ),
