@@ -40,7 +40,7 @@ _DEFAULT: dict[Kernel, tuple[tuple[float, Config], ...]] = {
         (_ANY, Config(4, 16, warps=4, stages=3)),
     ),
     "wna16": (
-        (16, Config(16, 32, warps=2, stages=4)),
+        (16, Config(16, 64, warps=4, stages=4)),
         (64, Config(64, 64, warps=4, stages=3)),
         (_ANY, Config(128, 128, warps=8, stages=2)),
     ),

@@ -29,7 +29,6 @@ _MATRIX = {
     "rotate_quantize": {"sm_90": "H(G)?MMA", "sm_100": "UTCHMMA|HMMA", "gfx942": "v_mfma_f32", "": "HMMA"},
     "rotate_permute": {"sm_90": "H(G)?MMA", "sm_100": "UTCHMMA|HMMA", "gfx942": "v_mfma_f32", "": "HMMA"},
 }
-_GROUP_WARPS = 4  # what the matrix instructions of Hopper and datacenter Blackwell take
 _CONVERSIONS = ("I2F", "I2FP", "I2HP")
 
 
@@ -102,8 +101,7 @@ def _faults(variant: Variant, target: str, binary: Binary, ratchet: Mapping[str,
         yield f"{binary.shared_bytes} bytes of shared memory, {target} has {_SHARED_KIB[target]} KiB"
     expected = _MATRIX.get(variant.of)
     if expected is not None:
-        of_its_own = target if variant.warps >= _GROUP_WARPS or target.startswith("gfx") else ""
-        pattern = expected.get(of_its_own, expected[""])
+        pattern = expected.get(target, expected[""])
         if not any(re.match(pattern, opcode) for opcode in binary.matrix_opcodes):
             yield f"matrix instruction {' '.join(binary.matrix_opcodes) or 'none'}, not {pattern}"
     loop = binary.loop
