@@ -36,7 +36,7 @@ def unsigned_strip(tile, STRIP: tl.constexpr, BITS: tl.constexpr):
 def unpacking_ptx(strip, bits, magic):
     """Two words of a register to two half-precision numbers in another: ``magic``, the code in its mantissa.
 
-    Triton's own lowering takes words apart one by one, at three times the instructions.
+    Triton's own lowering takes words apart one by one.
     """
     mask, number = (1 << bits) - 1, magic | 1 << (bits - 1)
     return "\n".join(
