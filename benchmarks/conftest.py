@@ -1,4 +1,4 @@
-"""The real model, and how two ways of doing the same are compared."""
+"""The real model, how two ways of doing the same are compared, and that nothing else is in what is timed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--jaxtyping-packages"):
+        raise pytest.UsageError("the tests' checks of tensor shapes would be timed too: tox -e bench")
 
 
 @pytest.fixture(scope="session")

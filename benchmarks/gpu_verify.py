@@ -35,10 +35,14 @@ SETTINGS = [Setting.parse("W4A16g128"), Setting.parse("W4A8")]
 TOKENS = (1, 4, 16, 64, 256, 2048)
 SECONDS_OF_TUNING = 300
 CANDIDATES: dict[Kernel, list[Config]] = {
-    "wna16_gemv": [Config(4, n, s, w, 3) for n, s, w in itertools.product((8, 16, 32), (1, 4, 8), (2, 4))],
+    "wna16_gemv": [
+        Config(m, n, s, w, 3) for m, n, s, w in itertools.product((1, 2, 4), (8, 16, 32), (1, 4, 8), (1, 2, 4))
+    ],
     "wna16": [
         Config(m, n, s, w, stages)
-        for m, n, s, w, stages in itertools.product((16, 64, 128), (64, 128), (1, 4), (4, 8), (2, 3, 4))
+        for m, (n, w), s, stages in itertools.product(
+            (16, 64, 128), ((32, 2), (64, 4), (128, 4), (128, 8)), (1, 4), (2, 3, 4)
+        )
     ],
     "wna8": [
         Config(m, n, 1, w, stages) for m, n, w, stages in itertools.product((16, 64, 128), (64, 128), (4, 8), (3, 4))
@@ -67,7 +71,7 @@ def _wrong_weight_only(device: str, sizes: Sequence[tuple[int, int]], dtypes: Se
         exact, magnitude = x.double() @ weight.T, x.double().abs() @ weight.abs().T
         epsilon = 2.0**-11 if dtype == torch.float16 else 2.0**-8
         bound = 4 * 2.0**-24 * inputs**0.5 * magnitude + 2 * epsilon * exact.abs() + 1e-6
-        for config in (Config(16, 64, 1), Config(64, 128, 1, 8, 3), Config(16, 64, 4), Config(4, 16, 2)):
+        for config in (Config(16, 32, 1, 2, 4), Config(64, 128, 1, 8, 3), Config(16, 64, 4), Config(4, 16, 2)):
             if rows > config.block_m and config.block_m < 16:
                 continue
             y = launch.weight_only(x.to(device), layer, config).cpu().double()
@@ -112,14 +116,24 @@ def runs(kernel: Kernel, layer: PackedLinear, x: torch.Tensor, config: Config) -
     return lambda: launch.weight_only(x, layer, config)
 
 
-def fastest(kernel: Kernel, layer: PackedLinear, x: torch.Tensor, timer: Timer, deadline: float) -> Config | None:
+def candidates(path: GpuPath, tokens: int) -> Iterator[Config]:
+    """As shipped, and then those whose block is no larger than the tokens need; few tokens are all in one block."""
+    kernel, shipped = path.config(tokens)
+    yield shipped
+    enough = min((c.block_m for c in CANDIDATES[kernel] if c.block_m >= tokens), default=tokens)
+    least = enough if kernel == "wna16_gemv" else 1
+    yield from (c for c in CANDIDATES[kernel] if c != shipped and least <= c.block_m <= enough)
+
+
+def fastest(path: GpuPath, x: torch.Tensor, timer: Timer, deadline: float) -> Config | None:
     """The fastest configuration that launches; None when the time for tuning is over."""
     best: tuple[float, Config] | None = None
-    for config in CANDIDATES[kernel]:
+    kernel, _ = path.config(len(x))
+    for config in candidates(path, len(x)):
         if time.monotonic() > deadline:
             return None
         try:
-            work = runs(kernel, layer, x, config)
+            work = runs(kernel, path.layer, x, config)
             work()
         except Exception as error:  # noqa: BLE001  # more shared memory or registers than this GPU has
             print(f"  {config}: {type(error).__name__}", file=sys.stderr)
@@ -138,7 +152,7 @@ def tune(shapes: Sequence[tuple[int, int]]) -> dict[str, Config]:
         for setting in SETTINGS:
             path = GpuPath(pack(random_layer(outputs, inputs, setting)).to("cuda"), Hardware.here())
             kernel, _ = path.config(tokens)
-            if config := fastest(kernel, path.layer, x, timer, deadline):
+            if config := fastest(path, x, timer, deadline):
                 winners[key(kernel, tokens, outputs, inputs)] = config
             else:
                 print(f"{kernel} {outputs}×{inputs} {tokens}: no time left to tune, as shipped", file=sys.stderr)

@@ -2,12 +2,17 @@
 
     tox -e bench -- benchmarks/test_kernels.py
 
-All on one thread, interleaved, caches flushed before every call. What a ratio is held to depends on what this
-processor can do: the int4 operator gains by AVX-512 and by nothing less, which docs/kernels.md shows.
+All on one thread, interleaved, caches flushed before every call, in seconds that the thread had the processor: what
+else runs on a shared machine is not the kernels' fault. Two things are asserted, of medians over the rounds:
+
+- the path, activation quantization included, takes under 5 % more than its bare operator;
+- it is so many times as fast as bfloat16 as its case says, on processors that have what the operator gains by. The int4
+  operator gains by AVX-512 and by nothing less, as docs/kernels.md shows: elsewhere the test is skipped with its ratio.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -17,10 +22,10 @@ from harness import provenance
 from harness.kernels.bench import random_layer
 from harness.kernels.benchfile import Samples, ratio
 from harness.kernels.machines import Cpu, Ready
-from harness.kernels.timing import interleaved
+from harness.kernels.timing import CpuTimer, interleaved
 from harness.settings import Setting
 
-SIZE, ROUNDS = 4096, 25
+SIZE, ROUNDS, FLUSH_BYTES = 4096, 25, 256 << 20
 FLAGS = set(provenance.cpu()["flags"])
 
 
@@ -42,7 +47,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def machine() -> Cpu:
-    return Cpu()
+    return Cpu(CpuTimer(FLUSH_BYTES, time.thread_time))
 
 
 def measured(machine: Cpu, case: Case) -> tuple[Ready, dict[str, Samples]]:
@@ -55,7 +60,7 @@ def measured(machine: Cpu, case: Case) -> tuple[Ready, dict[str, Samples]]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.setting}-{case.tokens}")
 def test_kernel(benchmark, machine: Cpu, case: Case) -> None:
-    """4096 × 4096. Activation quantization is inside the path's time; the harness adds under 5 % to the operator."""
+    """4096 × 4096."""
     ready, samples = measured(machine, case)
     found = {name: ratio(samples[name], samples["path"]) for name in ("bfloat16", "float32")}
     overhead = ratio(samples["path"], samples["operator"]) - 1

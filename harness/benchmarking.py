@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,13 @@ def static(targets: Sequence[str], out: Path, console: Any, *, tighten: bool) ->
     )  # fmt: skip
     table = Table(*columns, title=Text("compiled, never run on a GPU here"), title_justify="left")
     record = analysis.read_ratchet()
-    rows = []
-    for row in analysis.examine(targets or TARGETS, ratchet=record):
-        rows.append(row)
+    rows: list[analysis.Row] = []
+    for target in targets or TARGETS:
+        start = time.monotonic()
+        found = list(analysis.examine([target], ratchet=record))
+        console.print(Text(f"{target}: {len(found)} compiled in {time.monotonic() - start:.0f} s"))
+        rows += found
+    for row in rows:
         table.add_row(*_static_cells(row.as_dict()))
     console.print(table)
     console.print(_predictions())
@@ -78,19 +83,28 @@ def static(targets: Sequence[str], out: Path, console: Any, *, tighten: bool) ->
 
 
 def _predictions() -> Table:
-    """The roofline's lower bounds for a 4096 × 4096 layer."""
+    """The roofline's lower bounds for a 4096 × 4096 layer, and the bytes that they are made of.
+
+    The grid's requests are those of the configuration shipped for an A100; what its caches answer never reaches memory.
+    """
+    from harness.kernels.configs import GEMV_ROWS, Kernel, choose
     from harness.kernels.roofline import GPUS, Work, predict
 
-    works = {
+    side, works = 4096, {
         "fp16": (16, 16, None), "W4A16g128": (4, 16, 128), "W2A16g128": (2, 16, 128), "W4A8": (4, 8, None),
     }  # fmt: skip
-    table = Table("path", "tokens", *(gpu.name for gpu in GPUS), title_justify="left",
+    table = Table("path", "tokens", "MB", "MB asked for by the grid", *(gpu.name for gpu in GPUS), title_justify="left",
                   title=Text("predicted by the roofline, not measured: at least so many µs, 4096 × 4096"))  # fmt: skip
     for name, (weight_bits, activation_bits, group) in works.items():
         for count in (1, 16, 128, 2048):
-            work = Work(count, 4096, 4096, weight_bits, activation_bits, group)
+            work = Work(count, side, side, weight_bits, activation_bits, group)
+            kernel: Kernel = "wna8" if activation_bits < 16 else "wna16_gemv" if count <= GEMV_ROWS else "wna16"
+            asked = work.requested_bytes(choose(kernel, "sm_80", count, side, side, processors=108))
             bounds = (predict(work, gpu) for gpu in GPUS)
-            table.add_row(name, str(count), *(f"{1e6 * b.seconds_at_least:.1f} {b.bound_by}" for b in bounds))
+            table.add_row(
+                name, str(count), f"{work.bytes / 1e6:.1f}", "–" if weight_bits == 16 else f"{asked / 1e6:.1f}",
+                *(f"{1e6 * b.seconds_at_least:.1f} {b.bound_by}" for b in bounds),
+            )  # fmt: skip
     return table
 
 

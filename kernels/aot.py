@@ -14,7 +14,7 @@ from harness.kernels.sass import Binary, read_amd, read_nvidia
 from harness.paths import cache_dir
 
 _POINTERS = {
-    "qweight": "*u8", "scales": "*fp16", "zeros": "*u8", "x_scales": "*fp32", "x_zeros": "*i32", "row_sums": "*i32",
+    "qweight": "*i16", "scales": "*fp16", "zeros": "*i16", "x_scales": "*fp32", "x_zeros": "*i32", "row_sums": "*i32",
     "code_sums": "*i32", "targets": "*i64", "smooth": "*fp32", "first": "*fp32", "second": "*fp32",
 }  # fmt: skip
 # What a layer's sizes are divisible by where vector loads are to be used; the launcher finds it out from the values.
@@ -107,7 +107,7 @@ def _integer(config: Config, group: int) -> Variant:
         "BITS": 4, "GROUP": group, "ASYMMETRIC": True, "HAS_BIAS": False, "BM": config.block_m, "BN": config.block_n,
     }  # fmt: skip
     name = f"wna8 w4 {f'g{group}' if group else 'channel'} {config.block_m}x{config.block_n}"
-    return Variant(name, "wna8", constants, config.warps, config.stages, {"x": "*i8", "qweight": "*i8"})
+    return Variant(name, "wna8", constants, config.warps, config.stages, {"x": "*i8", "qweight": "*i8", "zeros": "*u8"})
 
 
 def _type(name: str, variant: Variant) -> str:

@@ -196,7 +196,7 @@ class GpuLayer:
             "bfloat16": lambda: torch.nn.functional.linear(bfloat, self.bfloat),
             TRANSFORMING: lambda: transformed(half, self.transform, layer),
         }
-        if (activation := layer.activation) is not None and path.integers:
+        if (activation := layer.activation) is not None and layer.integers:
             works[QUANTIZING] = lambda: launch.quantize_rows(half, activation, layer)
         return Ready(path.operator(len(x)), half.cpu(), path(half).cpu(), works)
 
@@ -206,7 +206,7 @@ def _launches(path: GpuPath, x: torch.Tensor) -> Work:
     from harness.kernels.gpu import launch
 
     layer, activation, (_, config) = path.layer, path.layer.activation, path.config(len(x))
-    if activation is None or not path.integers:
+    if activation is None or not layer.integers:
         return lambda: launch.weight_only(x, layer, config)
     return lambda: launch.integer(launch.quantize_rows(x, activation, layer), layer, config, x.dtype)
 

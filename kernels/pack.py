@@ -1,10 +1,14 @@
 """The packed format that every kernel reads: codes in tiles of 64 outputs × 128 inputs, scales, zero points.
 
-A tile row holds 128 codes in ``16 · bits`` bytes. Byte ``j`` has the code of input ``j`` in its lowest bits, that of
-input ``j + L`` above it, and so on in ``8 / bits`` strips of ``L = 16 · bits`` consecutive inputs: a strip is unpacked
-with one shift and one mask, stays contiguous beside the activations it is multiplied with, and a row is a whole number
-of 16-byte loads. Codes are stored as two's complement (code − 2^(bits−1)): shifted to the top of a byte, a field is the
-signed code times 2^(8−bits) and goes into an integer dot as it is. Layers are padded with zeros to whole tiles.
+A tile row holds 128 codes in ``16 · bits`` bytes, in words as wide as the numbers that a code is multiplied as: bytes
+in front of an integer product, 16 bits in front of a half-precision one. Word ``j`` has the code of input ``j`` in its
+lowest bits, that of input ``j + L`` above it, and so on in strips of ``L`` consecutive inputs, L the words of a row: a
+strip is unpacked with one shift and one mask, each code in the place of its word, so that it is at once where the
+product wants it; it stays contiguous beside the activations it is multiplied with. Codes are stored as two's complement
+(code − 2^(bits−1)): shifted to the top of a byte, a field is the signed code times 2^(8−bits) and goes into an integer
+dot as it is. Layers are padded with zeros to whole tiles.
+
+Zero points are words too: Triton lays an operand out by the narrowest load that it depends on.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Float16, Int32, UInt8
+from jaxtyping import Float, Float16, Int16, Int32, UInt8
 
 from harness.errors import Unsupported
 from harness.linear import QuantizedLinear
@@ -28,13 +32,14 @@ PACKED_BITS = (2, 4, 8)
 class PackedLinear:
     """One linear layer as the kernels read it.
 
-    ``qweight``: tiles [out / 64, in / 128, 64, 16 · bits], padded. ``scales`` and ``zeros`` (unsigned, as the codes;
-    None: all 2^(bits−1)) are [groups, out] for axis ``oc`` and [groups, in] for ``ic``, not padded.
+    ``qweight``: tiles [out / 64, in / 128, 64, words], padded; bytes for an integer product, else 16-bit words.
+    ``scales`` and ``zeros`` (unsigned, as the codes; None: all 2^(bits−1)) are [groups, out] for axis ``oc`` and
+    [groups, in] for ``ic``, not padded.
     """
 
-    qweight: UInt8[torch.Tensor, "tiles_out tiles_in 64 row_bytes"]
+    qweight: UInt8[torch.Tensor, "tiles_out tiles_in 64 words"] | Int16[torch.Tensor, "tiles_out tiles_in 64 words"]
     scales: Float16[torch.Tensor, "groups channels"]
-    zeros: UInt8[torch.Tensor, "groups channels"] | None
+    zeros: UInt8[torch.Tensor, "groups channels"] | Int16[torch.Tensor, "groups channels"] | None
     bits: int
     group_size: int
     axis: Axis
@@ -51,6 +56,12 @@ class PackedLinear:
     @property
     def padded_out(self) -> int:
         return self.qweight.shape[0] * TILE_OUT
+
+    @property
+    def integers(self) -> bool:
+        """Packed for an integer product. Scales along the inputs cannot leave one: such a layer is multiplied in half
+        precision, whatever its activations."""
+        return self.qweight.dtype == torch.uint8
 
     @property
     def whole_channels(self) -> bool:
@@ -106,10 +117,11 @@ def pack(linear: QuantizedLinear) -> PackedLinear:
     if reason := unpackable(linear.bits, linear.group_size, length, linear.axis):
         raise Unsupported(reason, fix="choose 2, 4 or 8 bits and groups of 64 or 128")
     symmetric = bool((linear.zeros == 2 ** (linear.bits - 1)).all())
+    word = torch.uint8 if linear.activation is not None and linear.axis == "oc" else torch.int16
     return PackedLinear(
-        qweight=_to_tiles(linear.codes ^ (1 << (linear.bits - 1)), linear.bits),
+        qweight=_to_tiles(linear.codes ^ (1 << (linear.bits - 1)), linear.bits, word),
         scales=_turned(linear.scales, linear.axis),
-        zeros=None if symmetric else _turned(linear.zeros, linear.axis),
+        zeros=None if symmetric else _turned(linear.zeros, linear.axis).to(word),
         bits=linear.bits,
         group_size=linear.group_size,
         axis=linear.axis,
@@ -128,7 +140,7 @@ def unpack(packed: PackedLinear) -> QuantizedLinear:
     return QuantizedLinear(
         codes=_fields(packed) ^ half,
         scales=_turned(packed.scales, packed.axis),
-        zeros=_turned(zeros, packed.axis),
+        zeros=_turned(zeros, packed.axis).to(torch.uint8),
         bits=packed.bits,
         group_size=packed.group_size,
         axis=packed.axis,
@@ -149,11 +161,12 @@ def _turned(grid: torch.Tensor, axis: Axis) -> torch.Tensor:
     return grid.T.contiguous() if axis == "oc" else grid.contiguous()
 
 
-def _to_tiles(fields: UInt8[torch.Tensor, "out in"], bits: int) -> UInt8[torch.Tensor, "a b 64 row_bytes"]:
+def _to_tiles(fields: UInt8[torch.Tensor, "out in"], bits: int, word: torch.dtype) -> torch.Tensor:
+    """[out / 64, in / 128, 64, words]."""
     out, inputs = fields.shape
-    padded = torch.nn.functional.pad(fields, (0, -inputs % TILE_IN, 0, -out % TILE_OUT))
-    strips = 8 // bits
-    tiles = padded.reshape(padded.shape[0] // TILE_OUT, TILE_OUT, padded.shape[1] // TILE_IN, strips, 16 * bits)
+    padded = torch.nn.functional.pad(fields, (0, -inputs % TILE_IN, 0, -out % TILE_OUT)).to(word)
+    strips = 8 * word.itemsize // bits
+    tiles = padded.reshape(padded.shape[0] // TILE_OUT, TILE_OUT, padded.shape[1] // TILE_IN, strips, TILE_IN // strips)
     packed = torch.zeros_like(tiles[:, :, :, 0])
     for strip in range(strips):
         packed |= tiles[:, :, :, strip] << (bits * strip)
@@ -164,5 +177,6 @@ def _fields(packed: PackedLinear) -> UInt8[torch.Tensor, "out in"]:
     """The stored bits of every code, [out, in], without the padding."""
     bits, mask = packed.bits, 2**packed.bits - 1
     rows = packed.qweight.transpose(1, 2)
-    strips = torch.stack([(rows >> (bits * strip)) & mask for strip in range(8 // bits)], dim=3)
-    return strips.reshape(packed.padded_out, packed.padded_in)[: packed.out_features, : packed.in_features].contiguous()
+    fields = [((rows >> at) & mask).to(torch.uint8) for at in range(0, 8 * rows.element_size(), bits)]
+    whole = torch.stack(fields, dim=3).reshape(packed.padded_out, packed.padded_in)
+    return whole[: packed.out_features, : packed.in_features].contiguous()

@@ -12,7 +12,7 @@ from harness.kernels.pack import PackedLinear
 from harness.quantizer import ActivationSpec
 from harness.transform import InputTransform
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _METADATA_KEY = "harness-packed"
 Tensors = sealed.Tensors
 

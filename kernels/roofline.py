@@ -45,12 +45,13 @@ class Work:
 
     @property
     def weight_bytes(self) -> float:
-        """As packed: padded codes, float16 scales, byte zero points."""
+        """As packed: padded codes, float16 scales, zero points as wide as the words that codes are in."""
         if self.weight_bits == 16:
             return 2.0 * self.outputs * self.inputs
         padded = (self.outputs + -self.outputs % TILE_OUT) * (self.inputs + -self.inputs % TILE_IN)
         groups = self.outputs * (self.inputs // (self.group_size or self.inputs))
-        return padded * self.weight_bits / 8 + groups * (3 if self.asymmetric else 2)
+        word = 2 if self.activation_bits == 16 else 1
+        return padded * self.weight_bits / 8 + groups * (2 + word * self.asymmetric)
 
     @property
     def bytes(self) -> float:

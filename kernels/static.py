@@ -109,7 +109,7 @@ def _faults(variant: Variant, target: str, binary: Binary, ratchet: Mapping[str,
         return
     if variant.of in ("wna16", "wna16_gemv") and loop.count(*_CONVERSIONS):
         yield f"{loop.count(*_CONVERSIONS)} conversions from integers in the loop"
-    if variant.of in ("wna16", "wna8") and (narrow := set(binary.copy_bytes) - _copy_widths(variant, target)):
+    if variant.of in ("wna16", "wna8") and (narrow := set(binary.copy_bytes) - _copy_widths(variant)):
         yield f"copies of {', '.join(map(str, sorted(narrow)))} bytes to shared memory"
     most = _MOST_INSTRUCTIONS.get(target) if variant.name == "wna8 w4 channel 128x128" else None
     if most is not None and loop.instructions > most:
@@ -119,11 +119,7 @@ def _faults(variant: Variant, target: str, binary: Binary, ratchet: Mapping[str,
         yield f"{loop.instructions} instructions in the loop, {recorded} on record"
 
 
-def _copy_widths(variant: Variant, target: str) -> set[int]:
-    """Bytes of one thread's copy: 16, or its share of a strip of activations where that is less.
-
-    On Hopper codes that go to the tensor core through registers are copied 8 bytes at a time: Triton's layout of them
-    in shared memory there has no longer runs.
-    """
-    strip = 16 * variant.constants["BITS"] * variant.constants["BM"] * (2 if variant.of == "wna16" else 1)
-    return {16, min(16, strip // (32 * variant.warps)), *((8,) if target == "sm_90" and variant.of == "wna16" else ())}
+def _copy_widths(variant: Variant) -> set[int]:
+    """Bytes of one thread's copy: 16, or its share of a strip of activations where that is less."""
+    strip = 16 * variant.constants["BITS"] * variant.constants["BM"]  # half as many numbers twice as wide in wna16
+    return {16, min(16, strip // (32 * variant.warps))}

@@ -12,11 +12,12 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.kernels.benchfile import Bench, Timing
+from harness.kernels.benchfile import Bench, Samples, Timing
 from harness.reports.plots import COLOURS, LINES, MARKS, STYLE, write
 from harness.reports.words import visible
 
 _COLUMNS = 3
+_MILLISECONDS_FROM = 1e-3  # seconds of the quickest, from which on a plot is in milliseconds
 
 
 def draw(benches: Sequence[Bench], out: Path) -> Iterator[tuple[str, str]]:
@@ -38,24 +39,31 @@ def latency(bench: Bench) -> Iterator[tuple[str, str, Figure]]:
             continue
         columns = min(len(panels), _COLUMNS)
         figure = Figure(figsize=(4.2 * columns, 3.8 * -(-len(panels) // columns)))
+        quick = any(taken.median < _MILLISECONDS_FROM for rows in panels for taken in _lines(rows[0]).values())
+        unit, units = ("µs", 1e6) if quick else ("ms", 1e3)
         for at, rows in enumerate(panels):
             axes = figure.add_subplot(-(-len(panels) // columns), columns, at + 1)
-            _latency_panel(axes, rows)
-            axes.set_ylabel("median and quartiles, µs" if at % columns == 0 else "")
+            _latency_panel(axes, rows, units)
+            axes.set_ylabel(f"median and quartiles, {unit}" if at % columns == 0 else "")
             if at == 0:
                 axes.legend(fontsize=8)
         yield f"latency-{setting}", f"{setting}: latency against the number of tokens", figure
 
 
-def _latency_panel(axes: Axes, rows: Sequence[Timing]) -> None:
+def _lines(row: Timing) -> dict[str, Samples]:
+    return {"path": row.path, **row.baselines}
+
+
+def _latency_panel(axes: Axes, rows: Sequence[Timing], units: float) -> None:
+    """``units``: of the axis, in a second."""
     tokens = [row.tokens for row in rows]
     names = [name for name in rows[0].baselines if all(name in row.samples for row in rows)]
     for at, name in enumerate(("path", *names)):
         taken = [row.samples[name] for row in rows]
-        middle = [1e6 * one.median for one in taken]
+        middle = [units * one.median for one in taken]
         reach = [
-            [1e6 * (one.median - one.quartiles[0]) for one in taken],
-            [1e6 * (one.quartiles[1] - one.median) for one in taken],
+            [units * (one.median - one.quartiles[0]) for one in taken],
+            [units * (one.quartiles[1] - one.median) for one in taken],
         ]
         style: Any = {"color": COLOURS[at], "marker": MARKS[at], "linestyle": LINES[at], "markersize": 5}
         axes.errorbar(tokens, middle, yerr=reach, capsize=2, label="kernel" if at == 0 else name, **style)
@@ -63,8 +71,9 @@ def _latency_panel(axes: Axes, rows: Sequence[Timing]) -> None:
         for meeting in crossovers(rows, name):
             axes.axvline(meeting, color="0.4", linewidth=1, linestyle=line)
             axes.annotate(
-                f"= {name} at {meeting:.3g}", (meeting, 0.98), xycoords=("data", "axes fraction"), rotation=90,
-                va="top", ha="right", fontsize=7,
+                f"= {name} at {meeting:.{1 if meeting < 10 else 0}f}", (meeting, 0.98), rotation=90, va="top",
+                ha="right", fontsize=7, xycoords=("data", "axes fraction"),
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

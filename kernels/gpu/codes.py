@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def tile_rows(qweight, n, tiles_in, LENGTH: tl.constexpr):
-    """Where the codes [BN, LENGTH bytes] of the outputs ``n`` lie in the first of their tiles."""
+    """Where the codes [BN, LENGTH words] of the outputs ``n`` lie in the first of their tiles."""
     return (qweight + (n // 64) * (tiles_in * 64 * LENGTH) + (n % 64) * LENGTH)[:, None] + tl.arange(0, LENGTH)[None, :]
 
 
@@ -27,21 +27,22 @@ def magic_number(fields, DTYPE: tl.constexpr):
 
 @triton.jit
 def unsigned_strip(tile, STRIP: tl.constexpr, BITS: tl.constexpr):
-    """The codes of a strip, 0 … 2^BITS − 1, from bytes that hold them as two's complement."""
+    """The codes of a strip, 0 … 2^BITS − 1, from words that hold them as two's complement."""
     MASK: tl.constexpr = (1 << BITS) - 1
     return ((tile >> (BITS * STRIP)) & MASK) ^ (1 << (BITS - 1))
 
 
 @triton.constexpr_function
 def unpacking_ptx(strip, bits, magic):
-    """Four bytes of a register to two registers of two half-precision numbers: ``magic``, the code in its mantissa.
+    """Two words of a register to two half-precision numbers in another: ``magic``, the code in its mantissa.
 
-    Triton's own lowering takes bytes apart one by one, at three times the instructions.
+    Triton's own lowering takes words apart one by one.
     """
     mask, number = (1 << bits) - 1, magic | 1 << (bits - 1)
-    spread = [f"prmt.b32 ${i}, t, 0, {selector};" for i, selector in enumerate(("0x4140", "0x4342"))]
-    marked = [f"lop3.b32 ${i}, ${i}, {mask * 0x10001:#x}, {number * 0x10001:#x}, 0x6a;" for i in range(2)]
-    return "\n".join(["{", ".reg .b32 t;", f"shr.u32 t, $2, {bits * strip};", *spread, *marked, "}"])
+    return "\n".join(
+        ["{", ".reg .b32 t;", f"shr.u32 t, $1, {bits * strip};",
+         f"lop3.b32 $0, t, {mask * 0x10001:#x}, {number * 0x10001:#x}, 0x6a;", "}"]
+    )  # fmt: skip
 
 
 @triton.jit
@@ -51,11 +52,11 @@ def magic_strip(tile, STRIP: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constex
         return magic_number(unsigned_strip(tile, STRIP, BITS), DTYPE)
     elif DTYPE == tl.float16:
         return tl.inline_asm_elementwise(
-            unpacking_ptx(STRIP, BITS, 0x6400), "=r,=r,r", [tile], dtype=tl.float16, is_pure=True, pack=4
+            unpacking_ptx(STRIP, BITS, 0x6400), "=r,r", [tile], dtype=tl.float16, is_pure=True, pack=2
         )
     else:
         return tl.inline_asm_elementwise(
-            unpacking_ptx(STRIP, BITS, 0x4300), "=r,=r,r", [tile], dtype=tl.bfloat16, is_pure=True, pack=4
+            unpacking_ptx(STRIP, BITS, 0x4300), "=r,r", [tile], dtype=tl.bfloat16, is_pure=True, pack=2
         ).to(tl.float32)
 
 

@@ -33,8 +33,10 @@ class QuantizedRows:
 def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: Config) -> torch.Tensor:
     """``x Wᵀ + b`` in x's type, float16 or bfloat16, weights dequantized on the way.
 
-    Raises Unsupported for 8-bit codes and other types.
+    Raises Unsupported for 8-bit codes, other types, and layers that are packed for an integer product.
     """
+    if layer.integers:
+        raise Unsupported("packed in bytes, for an integer product", fix="pack it without an activation spec")
     if layer.bits not in (2, 4) or x.dtype not in (torch.float16, torch.bfloat16):
         raise Unsupported(
             f"no weight-only kernel for {layer.bits} bits and {x.dtype}", fix="2 or 4 bits, half precision"
@@ -67,11 +69,11 @@ def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: 
 def integer(x: QuantizedRows, layer: PackedLinear, config: Config, dtype: torch.dtype) -> torch.Tensor:
     """``x Wᵀ + b`` of the values that the codes of both stand for, [rows, out] in ``dtype``, from an int8 product.
 
-    Raises Unsupported for scales along the inputs, which cannot leave an integer sum, and for groups other than whole
+    Raises Unsupported for layers that are packed for a half-precision product, and for groups other than whole
     channels, 128, and multiples of a strip that divide it.
     """
-    if layer.axis == "ic":
-        raise Unsupported("scales along the inputs cannot leave an integer sum", fix="run it as a weight-only product")
+    if not layer.integers:
+        raise Unsupported("packed in 16-bit words, for a half-precision product", fix="run it as a weight-only product")
     group = 0 if layer.whole_channels else layer.group_size
     if group > TILE_IN or group % (16 * layer.bits):
         raise Unsupported(f"no integer kernel for groups of {group}", fix="groups of 64 or 128, or whole channels")

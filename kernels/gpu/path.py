@@ -40,14 +40,9 @@ class GpuPath:
     layer: PackedLinear
     hardware: Hardware
 
-    @property
-    def integers(self) -> bool:
-        """Scales along the inputs cannot leave an integer sum: such a layer takes dequantized activations."""
-        return self.layer.activation is not None and self.layer.axis == "oc"
-
     def config(self, rows: int) -> tuple[Kernel, Config]:
         """The kernel for so many rows, and its configuration."""
-        kernel: Kernel = "wna8" if self.integers else "wna16_gemv" if rows <= GEMV_ROWS else "wna16"
+        kernel: Kernel = "wna8" if self.layer.integers else "wna16_gemv" if rows <= GEMV_ROWS else "wna16"
         layer, hardware = self.layer, self.hardware
         return kernel, choose(
             kernel, hardware.target, rows, layer.out_features, layer.in_features, hardware.processors, hardware.gpu
@@ -56,7 +51,7 @@ class GpuPath:
     def operator(self, rows: int) -> str:
         kernel, config = self.config(rows)
         split = f", inputs in {config.split_k}" if config.split_k > 1 else ""
-        return f"{'act_quant + ' if self.integers else ''}{kernel} {config.block_m}×{config.block_n}{split}"
+        return f"{'act_quant + ' if self.layer.integers else ''}{kernel} {config.block_m}×{config.block_n}{split}"
 
     def __call__(self, x: Float[torch.Tensor, "rows in"]) -> Float[torch.Tensor, "rows out"]:
         """``x``: float16 or bfloat16, transformed already; the product has its type."""
@@ -64,7 +59,7 @@ class GpuPath:
         layer, activation = self.layer, self.layer.activation
         if activation is None:
             return launch.weight_only(x, layer, config)
-        if not self.integers:
+        if not layer.integers:
             return launch.weight_only(simulate_tokens(x, activation), layer, config)
         return launch.integer(launch.quantize_rows(x, activation, layer), layer, config, x.dtype)
 

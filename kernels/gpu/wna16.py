@@ -1,7 +1,8 @@
 """W4A16 and W2A16: codes are dequantized in registers, in front of a float16 or bfloat16 tensor-core product.
 
 It computes Yᵀ = W Xᵀ: the weight is operand A, which tensor cores can take from registers, so that it never goes back
-through shared memory. The dequantized weight is rounded as the simulation rounds it.
+through shared memory. Codes come in words of 16 bits, as wide as the weights that they become: two in a register stay
+there, in the order that the matrix instruction wants. The dequantized weight is rounded as the simulation rounds it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ def strip_grid(
     if PER_INPUT:  # groups run along the outputs; a block of outputs lies in one of them
         group = n_start // GROUP if GROUP > 0 else 0
         at = (group * K + tl.minimum(k, last))[None, :]
-    elif GROUP > 0 and GROUP < 16 * BITS:  # a strip has several groups
-        at = (tl.minimum(k, last) // GROUP)[None, :] * N + row[:, None]
-    else:
+    else:  # 32 inputs or more, and so all of a strip
         group = tl.minimum(k_start, last) // GROUP if GROUP > 0 else 0
         at = (group * N + row)[:, None]
     scale = tl.load(scales + at)
@@ -40,12 +39,13 @@ def strip_grid(
 def dequantized_strip(
     tile, scale, zero, STRIP: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
 ):
-    """The weights [BN, strip]."""
+    """The weights [BN, strip], rounded once: a small integer times a float16 scale is exact in float32."""
     codes = magic_strip(tile, STRIP, BITS, DTYPE, PTX)
     if DTYPE == tl.float16:
         return (codes - zero) * scale
     else:
-        return ((codes - zero) * scale.to(tl.float32)).to(tl.bfloat16)
+        wide = scale.to(tl.float32)
+        return (codes * wide - zero * wide).to(tl.bfloat16)
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def wna16_kernel(
 
     EVEN_K: 128 divides K. WIDEN: multiply in float32 (interpreter).
     """
-    LENGTH: tl.constexpr = 16 * BITS
+    LENGTH: tl.constexpr = 8 * BITS
     DTYPE: tl.constexpr = x.dtype.element_ty
     WHOLE_TILES: tl.constexpr = not PER_INPUT and (GROUP == 0 or GROUP % 128 == 0)  # one scale a row of a tile
     n_start = tl.program_id(0) * BN
@@ -71,7 +71,7 @@ def wna16_kernel(
     acc = tl.zeros((BN, BM), tl.float32)
     for t in range(first, tl.minimum(first + tiles_per_split, tiles_in)):
         tile = tl.load(rows + t * (64 * LENGTH))
-        for strip in tl.static_range(8 // BITS):
+        for strip in tl.static_range(16 // BITS):
             k_start = t * 128 + strip * LENGTH
             k = k_start + tl.arange(0, LENGTH)
             if strip == 0 or not WHOLE_TILES:

@@ -39,7 +39,7 @@ def wna16_gemv_kernel(
     BN: tl.constexpr,
 ):  # fmt: skip
     """As :func:`harness.kernels.gpu.wna16.wna16_kernel`, for M ≤ BM ≤ 4; every weight is read once."""
-    LENGTH: tl.constexpr = 16 * BITS
+    LENGTH: tl.constexpr = 8 * BITS
     DTYPE: tl.constexpr = x.dtype.element_ty
     WHOLE_TILES: tl.constexpr = not PER_INPUT and (GROUP == 0 or GROUP % 128 == 0)  # one scale a row of a tile
     n_start = tl.program_id(0) * BN
@@ -50,7 +50,7 @@ def wna16_gemv_kernel(
     acc1, acc2, acc3 = acc0, acc0, acc0  # of tokens that there are not: nothing comes of them
     for t in range(first, tl.minimum(first + tiles_per_split, tiles_in)):
         tile = tl.load(rows + t * (64 * LENGTH))
-        for strip in tl.static_range(8 // BITS):
+        for strip in tl.static_range(16 // BITS):
             k_start = t * 128 + strip * LENGTH
             k = k_start + tl.arange(0, LENGTH)
             if strip == 0 or not WHOLE_TILES:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from harness.kernels.gpu.codes import raised_strip
+from harness.kernels.gpu.codes import raised_strip, tile_rows
 
 
 @triton.jit
@@ -43,14 +43,14 @@ def wna8_kernel(
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     j = tl.arange(0, LENGTH)
     in_m, in_n = m < M, n < N
-    rows = qweight + (n // 64) * (tiles_in * 64 * LENGTH) + (n % 64) * LENGTH
+    rows = tile_rows(qweight, tl.minimum(n, padded_out - 1), tiles_in, LENGTH)
     acc = tl.zeros((BN, BM), tl.int32)
     grouped = tl.zeros((BN, BM), tl.float32) if GROUP > 0 else 0.0
     for t in range(tiles_in):
-        tile = tl.load(rows[:, None] + t * (64 * LENGTH) + j[None, :], mask=(n < padded_out)[:, None], other=0)
+        tile = tl.load(rows + t * (64 * LENGTH))
         for strip in tl.static_range(8 // BITS):
             k = t * 128 + strip * LENGTH + j
-            inputs = tl.load(x + m[:, None] * (tiles_in * 128) + k[None, :], mask=in_m[:, None], other=0)
+            inputs = tl.load(x + tl.minimum(m, M - 1)[:, None] * (tiles_in * 128) + k[None, :])
             acc = tl.dot(raised_strip(tile, strip, BITS), tl.trans(inputs), acc, out_dtype=tl.int32)
             if GROUP > 0 and ((strip + 1) * LENGTH) % GROUP == 0:
                 group = (t * 128 + strip * LENGTH) // GROUP

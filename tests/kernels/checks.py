@@ -52,7 +52,7 @@ def weight_only(launch: ModuleType, count: int, config: Config, dtype: torch.dty
 
 def integer(launch: ModuleType, count: int, config: Config, spec: ActivationSpec, seed: int = 0, **kind: Any) -> None:
     """Quantized activations, then the integer product: the same bits as integer arithmetic gives."""
-    linear = random_layer(seed=seed, **kind)
+    linear = random_layer(seed=seed, activation=spec, **kind)
     packed = pack(linear)
     x = rows(count, linear.codes.shape[1], seed)
     quantized = launch.quantize_rows(x, spec, packed)

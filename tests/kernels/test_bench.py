@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from harness.kernels.benchfile import Samples, ratio
 from harness.kernels.configs import Config, choose, read_tuned, shipped, write_tuned
 from harness.kernels.cpu import IntegerProduct
 from harness.kernels.machines import Cpu, Gpu
+from harness.kernels.pack import pack
+from harness.kernels.packfile import stored_bytes
 from harness.kernels.roofline import GPUS, Work, predict
 from harness.kernels.timing import CpuTimer, interleaved
 from harness.settings import Setting
@@ -97,6 +100,16 @@ def test_a_prediction_is_the_larger_of_two_bounds() -> None:
     assert predict(decode, gpu).seconds_at_least == pytest.approx(4.3e-6, rel=0.05)
     assert predict(prefill, gpu).bound_by == "arithmetic"
     assert predict(prefill, gpu).seconds_at_least == pytest.approx(220e-6, rel=0.01)
+
+
+@pytest.mark.parametrize("text", ["W4A16g128", "W2A16g64sym", "W4A8", "W4A4sym"])
+def test_bytes_of_a_weight_are_those_that_are_stored(text: str) -> None:
+    setting = Setting.parse(text)
+    linear = bench.random_layer(100, 256, setting)
+    if symmetric := setting.symmetric:
+        linear = replace(linear, zeros=torch.full_like(linear.zeros, 2 ** (setting.weight_bits - 1)))
+    work = Work(1, 100, 256, setting.weight_bits, setting.activation_bits, setting.group_size, not symmetric)
+    assert work.weight_bytes == stored_bytes({"layer": pack(linear)})
 
 
 def test_what_a_grid_asks_for_is_never_less_than_what_is_needed() -> None:

@@ -13,6 +13,7 @@ from layers import random_layer
 from harness.errors import Unsupported
 from harness.kernels.configs import Config
 from harness.kernels.gpu import launch
+from harness.kernels.gpu.path import GpuPath, Hardware
 from harness.kernels.pack import pack
 from harness.quantizer import ActivationSpec
 from harness.transform import BlockRotation, InputTransform, Permutation, block_hadamard
@@ -88,10 +89,12 @@ def test_what_no_kernel_does_is_refused() -> None:
         launch.weight_only(x.half(), pack(random_layer(8, 128, bits=8)), config)
     with pytest.raises(Unsupported, match="float32"):
         launch.weight_only(x, pack(random_layer(8, 128)), config)
-    by_input = pack(random_layer(8, 128, axis="ic"))
-    with pytest.raises(Unsupported, match="along the inputs"):
+    by_input = pack(random_layer(8, 128, axis="ic", activation=spec))
+    with pytest.raises(Unsupported, match="16-bit words"):
         launch.integer(launch.quantize_rows(x, spec, by_input), by_input, config, torch.float32)
-    narrow = pack(random_layer(8, 128, group=32))
+    narrow = pack(random_layer(8, 128, group=32, activation=spec))
+    with pytest.raises(Unsupported, match="in bytes"):
+        launch.weight_only(x.half(), narrow, config)
     with pytest.raises(Unsupported, match="groups of 32"):
         launch.integer(launch.quantize_rows(x, spec, narrow), narrow, config, torch.float32)
     backwards = InputTransform(steps=(Permutation(torch.arange(128)), BlockRotation(block_hadamard(64))))
@@ -107,6 +110,15 @@ def gpu_verify():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 17, 500])
+def test_tuning_begins_with_what_is_shipped(gpu_verify, tokens: int) -> None:
+    path = GpuPath(pack(random_layer(64, 128)), Hardware("sm_80", 4))
+    found = list(gpu_verify.candidates(path, tokens))
+    assert found[0] == path.config(tokens)[1] and len(set(found)) == len(found) > 1
+    if tokens <= 4:  # in one block
+        assert all(tokens <= config.block_m <= 4 for config in found)
 
 
 def test_what_checks_a_gpu_finds_no_fault_here(gpu_verify) -> None:

@@ -20,9 +20,9 @@ A4, A8 = ActivationSpec(4, clip=0.9), ActivationSpec(8)
 Check = Callable[[ModuleType], None]
 
 
-def product(config: Config = SMALL, **kind) -> Check:
+def product(config: Config = SMALL, dtype: torch.dtype = torch.float16, **kind) -> Check:
     shape = {"out": 130, "inputs": 256, **kind}
-    return lambda launch: weight_only(launch, 3, config, torch.float16, **shape)
+    return lambda launch: weight_only(launch, 3, config, dtype, **shape)
 
 
 def integers(spec: ActivationSpec = A4, **kind) -> Check:
@@ -43,8 +43,8 @@ MUTANTS = {
     "address of a tile": ("codes", "n // 64) * (tiles_in * 64", "n // 64) * (64", product()),
     "index of a group": ("wna16", "tl.minimum(k_start, last) // GROUP", "tl.minimum(k_start, last) // (2 * GROUP)",
                          product(group=64)),
-    "groups within a strip": ("wna16", "(tl.minimum(k, last) // GROUP)", "(tl.minimum(k, last) // (2 * GROUP))",
-                              product(group=32)),
+    "zero point, bfloat16": ("wna16", "codes * wide - zero * wide", "codes * wide - (zero + 1.0) * wide",
+                             product(dtype=torch.bfloat16)),
     "zero point": ("wna16", "(codes - zero) * scale\n", "(codes - zero - 1.0) * scale\n", product()),
     "axis of the scales": ("wna16", "(group * K + tl.minimum(k, last))[None, :]",
                            "(group * K + tl.minimum(n, last))[:, None]", product(axis="ic")),

@@ -10,7 +10,7 @@ from layers import random_layer
 from harness.errors import HarnessError, Unsupported
 from harness.kernels.pack import pack, signed_codes, unpack
 from harness.kernels.packfile import bits_per_weight, load_packed, save_packed, stored_bytes
-from harness.quantizer import ActivationSpec
+from harness.quantizer import ActivationSpec, Axis
 from harness.transform import BlockRotation, InputTransform, Permutation, block_hadamard
 
 
@@ -44,7 +44,7 @@ def test_unpacking_gives_back_the_layer(linear) -> None:
     assert (back.bits, back.group_size, back.axis) == (linear.bits, linear.group_size, linear.axis)
     assert torch.equal(signed_codes(packed).int(), linear.codes.int() - 2 ** (linear.bits - 1))
     assert packed.qweight.is_contiguous()
-    assert packed.qweight.numel() * 8 == packed.padded_out * packed.padded_in * linear.bits
+    assert 8 * packed.qweight.nbytes == packed.padded_out * packed.padded_in * linear.bits
 
 
 @given(layers())
@@ -64,16 +64,33 @@ def test_where_a_code_lies() -> None:
     """Output 65 and input 200 are in the second tiles; 200 = 128 + 64 + 8 is in the upper nibble of byte 8."""
     codes = torch.zeros(70, 256, dtype=torch.uint8)
     codes[65, 200], codes[65, 136] = 13, 3
-    linear = replace(random_layer(70, 256), codes=codes)
+    linear = replace(random_layer(70, 256, activation=ActivationSpec(8)), codes=codes)
     tiles = pack(linear).qweight
     assert tiles.shape == (2, 2, 64, 64)
     assert int(tiles[1, 1, 1, 8]) == ((13 - 8) & 15) << 4 | ((3 - 8) & 15)
 
 
+def test_where_a_code_of_a_half_precision_product_lies() -> None:
+    """Inputs 8, 40, 72 and 104 of a tile are in word 8."""
+    codes = torch.zeros(70, 256, dtype=torch.uint8)
+    codes[65, [136, 168, 200, 232]] = torch.tensor([3, 8, 9, 13], dtype=torch.uint8)
+    tiles = pack(replace(random_layer(70, 256), codes=codes)).qweight
+    assert tiles.shape == (2, 2, 64, 32)
+    assert int(tiles[1, 1, 1, 8]) & 0xFFFF == 0x5_1_0_B
+
+
 def test_two_bits_lie_in_four_strips() -> None:
     codes = torch.zeros(1, 128, dtype=torch.uint8)
     codes[0, [5, 37, 69, 101]] = torch.tensor([0, 1, 2, 3], dtype=torch.uint8)
-    assert int(pack(replace(random_layer(1, 128, bits=2), codes=codes)).qweight[0, 0, 0, 5]) == 0b01_00_11_10
+    linear = replace(random_layer(1, 128, bits=2, activation=ActivationSpec(8)), codes=codes)
+    assert int(pack(linear).qweight[0, 0, 0, 5]) == 0b01_00_11_10
+
+
+@pytest.mark.parametrize(("axis", "integers"), [("oc", True), ("ic", False)])
+def test_words_are_as_wide_as_what_the_product_takes(axis: Axis, integers: bool) -> None:
+    packed = pack(random_layer(64, 128, axis=axis, activation=ActivationSpec(8)))
+    assert packed.integers == integers and not pack(random_layer(64, 128)).integers
+    assert packed.zeros is not None and packed.zeros.dtype == packed.qweight.dtype
 
 
 def test_code_sums_are_those_of_the_signed_codes() -> None:
@@ -84,7 +101,7 @@ def test_code_sums_are_those_of_the_signed_codes() -> None:
 
 def test_sizes_are_counted_from_what_is_stored(tmp_path: Path) -> None:
     layer = pack(random_layer(128, 256, group=128))
-    scales_and_zeros = 128 * 2 * (2 + 1)
+    scales_and_zeros = 128 * 2 * (2 + 2)
     assert stored_bytes({"a": layer}) == 128 * 256 // 2 + scales_and_zeros
     assert bits_per_weight({"a": layer}) == 4 + 8 * scales_and_zeros / (128 * 256)
     save_packed({"a": layer}, tmp_path / "f")

@@ -16,8 +16,8 @@ from harness.kernels.static import Row, _faults, read_ratchet, tightened
 _COMPILED = """
 import json
 from harness.kernels.static import examine, read_ratchet
-wanted = ("wna8 w4 channel 128x128", "wna16 w4 fp16 oc 16x64")
-rows = examine(wanted=lambda variant: variant.name in wanted, ratchet=read_ratchet())
+wanted = ("wna8 w4 channel 128x128", "wna16 w4 fp16 oc 16x")
+rows = examine(wanted=lambda variant: variant.name.startswith(wanted), ratchet=read_ratchet())
 print(json.dumps([row.as_dict() for row in rows]))
 """
 
