@@ -69,8 +69,9 @@ def run(
     }  # fmt: skip
     if quick and file is None:
         raise HarnessError("--quick belongs to a file", fix="harness run sweep.toml --quick")
-    asked = request.request_from(request.read_toml(file, quick=quick) if file else {}, flags)
-    draft = plan.draft(asked)
+    keys = request.read_toml(file, quick=quick) if file else request.FileKeys({}, ())
+    asked = request.request_from(keys.values, flags)
+    draft = plan.draft(asked, keys.problems)
     folder = Path(asked.out or f"runs/{file.stem if file else asked.name}")
     tell("warning", draft.warnings)
     if dry_run:
