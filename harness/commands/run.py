@@ -94,7 +94,7 @@ def _run(draft: Any, asked: Any, path: Path, *, retry: bool, report: bool) -> No
             raise typer.Exit(SIGNALLED + stop.signal) from None
     found = results.load(path)
     show(tables.score_grids(found), markdown=False)
-    tell("warning", flags.worse_than_guessing(found, path))
+    tell("warning", flags.no_better_than_guessing(found, path))
     if written := livereport.write_report(path):
         print(f"report: {written}   (harness report {path} --out <folder>: every format, and plots)")
     print(f"results: {path}   (harness results {path} --format markdown|csv|json)")

@@ -41,6 +41,7 @@ def cluster(cache_of_the_tests: Path) -> Iterator[str]:
     ``HARNESS_TEST_RAY`` names one on this machine that is there already: Ray gives up on a start that takes long.
     """
     os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens on the loopback interface only
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray's own 15 leaves cells nothing of a busy machine
     if address := os.environ.get("HARNESS_TEST_RAY"):
         yield address
         return
