@@ -2,9 +2,10 @@
 
     python -P benchmarks/workspace.py /tmp/shapes --data-root ../shared/data
 
-The first blocks of ``smollm2-135m`` with windows of C4 and of pydoc, and two blocks of random weights that are wider,
-so that what grows with the width shows beside what every process holds. Every row is a fresh process on one thread,
-which quantizes at W4A4 and evaluates nothing; its peak is the system's. Options that only cost time are at their least.
+The first blocks of ``smollm2-135m`` with windows of C4 and of pydoc, and two blocks of random weights that are 1,024
+and 1,536 wide, so that what grows with the width shows beside what every process holds. Every row is a fresh process on
+one thread, which quantizes at W4A4 and evaluates nothing; its peak is the system's. Options that only cost time are at
+their least. ``--models``, ``--methods`` and ``--placements`` choose among the rows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from big_model import LLAMA2_7B, make
+from big_model import NARROW, make
 
 from harness import memory, processes
 from harness.calibration import CalibrationSpec, calibration_ids
@@ -28,12 +29,16 @@ from harness.registry import describe_methods, find_method
 from harness.specs import Spec, bind
 
 BLOCKS = 4
-WIDE = LLAMA2_7B | {
-    "hidden_size": 1536, "intermediate_size": 4096, "num_attention_heads": 12, "num_hidden_layers": 2,
-    "vocab_size": 4096,
-}  # fmt: skip
-METHODS = ("rtn", "gptq", "duquant", "duquant:weights=lwc:lwc_epochs=1", "cbq:epochs=1", "adadim")
-CALIBRATIONS = {"smollm2": ("pydoc:4x256", "c4:4x512", "c4:16x512"), "wide": ("pydoc:4x256", "pydoc:16x256")}
+BESIDE = {"num_hidden_layers": 2, "vocab_size": 4096}
+WIDE = {
+    "1024": NARROW | BESIDE,
+    "1536": NARROW | BESIDE | {"hidden_size": 1536, "intermediate_size": 4096, "num_attention_heads": 12},
+}
+METHODS = ("rtn", "gptq", "duquant", "duquant:weights=rtn:lwc=true:lwc_epochs=1", "cbq:epochs=1", "adadim")
+CALIBRATIONS = {
+    "smollm2": ("pydoc:4x256", "c4:4x512", "c4:16x512"),
+    **dict.fromkeys(WIDE, ("pydoc:4x256", "pydoc:16x256")),
+}
 MB = 1e6
 
 
@@ -119,7 +124,7 @@ def main() -> None:
     for kind in asked.models:
         folder = asked.folder / kind
         if not (folder / "config.json").is_file():
-            first_blocks("smollm2-135m", BLOCKS, folder) if kind == "smollm2" else make(folder, WIDE)
+            first_blocks("smollm2-135m", BLOCKS, folder) if kind == "smollm2" else make(folder, WIDE[kind])
         for method in asked.methods:
             for calibration in CALIBRATIONS[kind]:
                 for placement in asked.placements:
