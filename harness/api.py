@@ -105,11 +105,12 @@ def run(file: str | Path | None = None, *, retry: bool = False, **keys: Any) -> 
     if wrong := [key for key in keys if key not in known]:
         raise HarnessError(f"unknown key {wrong[0]!r}", fix=f"keys: {', '.join(known)}")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()}
-    asked = request.request_from(request.read_toml(Path(file)) if file else {}, given)
+    read = request.read_toml(Path(file)) if file else request.FileKeys({}, ())
+    asked = request.request_from(read.values, given)
     folder = Path(asked.out or f"runs/{asked.name}")
     with watching() as watcher:
         limits = running.limits_of(asked)
-        running.run(plan.draft(asked), asked, RunFolder(folder), limits, watcher, retry=retry)
+        running.run(plan.draft(asked, read.problems), asked, RunFolder(folder), limits, watcher, retry=retry)
     return list(results.measurement_rows(results.load(folder)))
 
 

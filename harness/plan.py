@@ -66,9 +66,9 @@ class Draft:
     warnings: tuple[str, ...]
 
 
-def draft(request: Request) -> Draft:
-    """Understand a request. Raises Problems with all that is wrong, at once."""
-    problems: list[HarnessError] = []
+def draft(request: Request, known: Iterable[HarnessError] = ()) -> Draft:
+    """Understand a request. Raises Problems with all that is wrong, at once; ``known`` is what its file has of it."""
+    problems = list(known)
 
     def each(texts: Sequence[str], read: Callable[[str], _T]) -> tuple[_T, ...]:
         return tuple(_tried(problems, read, text) for text in texts if text)  # type: ignore[misc]  # see _tried

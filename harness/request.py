@@ -12,9 +12,9 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from harness.errors import HarnessError, Problems, unknown
+from harness.errors import HarnessError, unknown
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,17 @@ _HOW = (
 )  # how a request is carried out, not what is asked
 
 
-def read_toml(path: Path, *, quick: bool = False) -> dict[str, Any]:
+class FileKeys(NamedTuple):
+    """What a TOML file says: its sound keys, and what is wrong with the others, to be told with all else that is."""
+
+    values: dict[str, Any]
+    problems: tuple[HarnessError, ...]
+
+
+def read_toml(path: Path, *, quick: bool = False) -> FileKeys:
     """The keys of a TOML file; with ``quick`` those of its table ``quick`` win.
 
-    Raises HarnessError for a broken file or where there is no such table, Problems for unknown keys and wrong types.
+    Raises HarnessError for a broken file or where there is no such table.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -87,11 +94,12 @@ def read_toml(path: Path, *, quick: bool = False) -> dict[str, Any]:
     tables = [table]
     if isinstance(table.get("quick"), dict):
         tables.append(table.pop("quick"))
-    problems = [
-        _problem(key, value, hints, f"{path}:{_line(text, key)}") for each in tables for key, value in each.items()
-    ]
-    if found := [problem for problem in problems if problem is not None]:
-        raise Problems(found)
+    problems: list[HarnessError] = []
+    for each in tables:
+        for key, value in list(each.items()):
+            if problem := _problem(key, value, hints, f"{path}:{_line(text, key)}"):
+                problems.append(problem)
+                del each[key]
     if quick and len(tables) == 1:
         raise HarnessError(
             "the file says nothing of a quick run",
@@ -99,7 +107,8 @@ def read_toml(path: Path, *, quick: bool = False) -> dict[str, Any]:
             fix="write a table [quick] with the keys that differ",
         )
     chosen = table | tables[-1] if quick else table
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in chosen.items()}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in chosen.items()}
+    return FileKeys(values, tuple(problems))
 
 
 def request_from(table: Mapping[str, Any], flags: Mapping[str, Any]) -> Request:

@@ -29,11 +29,14 @@ _SIDE = 1024  # of the square products that tell a CPU's peak; those of a GPU ar
 
 @dataclass(frozen=True)
 class Ready:
-    """A path on one input. ``works``: what is timed, by name; ``path`` and ``operator`` among them."""
+    """A path on one input. ``works``: what is timed, by name; ``path`` and ``operator`` among them.
+
+    ``redraw`` puts other numbers into the input, in place: what a path may have kept of earlier calls is wrong then.
+    """
 
     operator: str
     given: Float[torch.Tensor, "rows in"]
-    result: Float[torch.Tensor, "rows out"]
+    redraw: Work
     works: Mapping[str, Work]
 
 
@@ -41,7 +44,7 @@ class Layer(Protocol):
     """A layer with its path, packed for a machine."""
 
     def ready(self, x: Float[torch.Tensor, "rows in"]) -> Ready:
-        """The path on ``x``, float32 on the CPU, having run once."""
+        """The path on ``x``, float32 on the CPU."""
 
 
 class Machine(Protocol):
@@ -103,6 +106,10 @@ class CpuLayer:
         path, half = self.path, x.bfloat16()
         activation = path.layer.activation
         given = half if activation is None else x
+
+        def redraw() -> None:
+            half.copy_(x.normal_())
+
         works: dict[str, Work] = {
             "path": lambda: path(given),
             "operator": bare(path, given),
@@ -112,7 +119,7 @@ class CpuLayer:
         }
         if activation is not None:
             works[QUANTIZING] = lambda: encode_tokens(x, activation)
-        return Ready(path.operator(len(x)), given, path(given), works)
+        return Ready(path.operator(len(x)), given, redraw, works)
 
 
 def bare(path: CpuPath, x: Float[torch.Tensor, "rows in"]) -> Work:
@@ -189,6 +196,10 @@ class GpuLayer:
         path, layer = self.path, self.path.layer
         half = x.to(self.half.device).half()
         bfloat = half.bfloat16()
+
+        def redraw() -> None:
+            bfloat.copy_(half.normal_())
+
         works: dict[str, Work] = {
             "path": lambda: path(half),
             "operator": _launches(path, half),
@@ -198,7 +209,7 @@ class GpuLayer:
         }
         if (activation := layer.activation) is not None and layer.integers:
             works[QUANTIZING] = lambda: launch.quantize_rows(half, activation, layer)
-        return Ready(path.operator(len(x)), half.cpu(), path(half).cpu(), works)
+        return Ready(path.operator(len(x)), half, redraw, works)
 
 
 def _launches(path: GpuPath, x: torch.Tensor) -> Work:

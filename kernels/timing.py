@@ -69,14 +69,24 @@ class GraphTimer:
 
 
 def interleaved(
-    works: Mapping[str, Callable[[], object]], timer: Timer, *, rounds: int, flush: bool = True
+    works: Mapping[str, Callable[[], object]],
+    timer: Timer,
+    *,
+    rounds: int,
+    before: Callable[[], object] = lambda: None,
+    flush: bool = True,
 ) -> dict[str, Samples]:
-    """Each callable once a round, after two rounds that do not count. ``rounds``: 4 at least."""
+    """Each callable once a round, ``before`` it what is not timed, after two rounds that do not count.
+
+    ``rounds``: 4 at least.
+    """
     for _ in range(2):
         for work in works.values():
+            before()
             timer(work, flush=flush)
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
+            before()
             taken[name].append(timer(work, flush=flush))
     return {name: Samples(tuple(seconds)) for name, seconds in taken.items()}

@@ -66,7 +66,7 @@ class AdaDim:
 
     size: ClassVar[int] = 1
     stride: ClassVar[int] = 1
-    workspace: ClassVar[dict[str, Any]] = {"weights": 4.0, "squares": 9.0, "streams": 1}
+    workspace: ClassVar[dict[str, Any]] = {"weights": 5.0, "squares": 11.0, "streams": 1}
 
     @property
     def reads(self) -> frozenset[StreamName]:

@@ -88,7 +88,7 @@ class DuQuant:
 
     size: ClassVar[int] = 1
     stride: ClassVar[int] = 1
-    workspace: ClassVar[dict[str, Any]] = {"weights": 4.0, "squares": 6.0, "streams": 3}
+    workspace: ClassVar[dict[str, Any]] = {"weights": 6.5, "squares": 10.0, "streams": 3}
 
     @property
     def walked(self) -> tuple[StreamName, ...]:

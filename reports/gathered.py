@@ -22,7 +22,7 @@ from harness.runfolder import CellFolder, RunFolder
 from harness.store import Measured, Run
 from harness.tasks.result_files import read_summary
 
-_OF_THE_MACHINE = ("batch_size", "head", "python")  # facts of a task's manifest that change no number
+_CHANGE_NO_NUMBER = ("batch_size", "head", "python", "guessing")  # facts of a task's manifest
 
 
 class Terms(NamedTuple):
@@ -245,7 +245,7 @@ def _renamed(known: Known, names: Mapping[Origin, str]) -> Known:
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    names = sorted((one.keys() | other.keys()) - set(_OF_THE_MACHINE))
+    names = sorted((one.keys() | other.keys()) - set(_CHANGE_NO_NUMBER))
     return [name for name in names if one.get(name) != other.get(name)]
 
 

@@ -31,6 +31,7 @@ from harness.tasks.scoring import Scorer
 
 BATCH_SIZE = 8  # of generation
 _PROBE = torch.arange(32)[None]  # any tokens: broken weights spoil them all
+_ACCURACIES = ("acc", "acc_norm")
 BOOTSTRAP_ITERATIONS = 1000  # for metrics whose standard error has no closed form; lm-eval's default takes minutes
 
 Samples = Sequence[dict[str, Any]]
@@ -128,7 +129,8 @@ def run_lm_eval(
         raise BadOutput(f"task {spec.name}: a metric is beyond floating point ({error})") from error
     seconds = time.monotonic() - started
     measurements = _measurements(results, loaded, spec.name)
-    return TaskResult(spec.key, measurements, seconds, _manifest(results, loaded, lm, spec))
+    manifest = _manifest(results, loaded, lm, spec) | {"guessing": _guessing(measurements)}
+    return TaskResult(spec.key, measurements, seconds, manifest)
 
 
 def _flag(value: Scalar) -> bool | None:
@@ -184,7 +186,7 @@ def _group_measurements(
         parts = [by_metric[f"{member}/{shown}"] for member in members if f"{member}/{shown}" in by_metric]
         samples = {
             name: np.concatenate([part.samples[name] for part in parts])
-            for name in ("doc_id", "doc_hash", "value")
+            for name in ("doc_id", "doc_hash", "value", "choices")
             if all(name in part.samples for part in parts)
         }
         counts = [part.n for part in parts]
@@ -238,6 +240,22 @@ def _values(samples: Samples, metric: str) -> dict[str, Array]:
         return {}
     table = np.array(rows, dtype=np.float64)
     return {"value": table[:, 0] if table.shape[1] == 1 else table}
+
+
+def _guessing(measurements: Sequence[Measurement]) -> dict[str, list[float]]:
+    """What drawing a choice scores, and its standard error, by metric: where every answer is right or wrong."""
+    found = {}
+    for measurement in measurements:
+        value, choices = (measurement.samples.get(name) for name in ("value", "choices"))
+        if measurement.metric.rpartition("/")[2] not in _ACCURACIES or value is None or choices is None:
+            continue
+        if measurement.n and choices.min() > 1 and np.isin(value, (0, 1)).all():
+            chance = 1 / choices
+            found[measurement.metric] = [
+                float(chance.mean()),
+                math.sqrt(float((chance * (1 - chance)).sum())) / measurement.n,
+            ]
+    return found
 
 
 def _manifest(results: dict[str, Any], loaded: dict[str, Any], lm: SharingLM, spec: TaskSpec) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError, Problems
+from harness.plan import draft
 from harness.request import Request, read_toml, request_from
 
 
@@ -22,29 +23,34 @@ def toml(tmp_path: Path):
 
 def test_file_and_flags_make_one_request_and_flags_win(toml) -> None:
     table = read_toml(toml('methods = ["rtn", "gptq:damp=0.1"]\nseed = 3\ntimeout = 5\nmemory = "2GB"\n'))
-    request = request_from(table, {"seed": 4, "models": ("tiny",), "jobs": None})
+    request = request_from(table.values, {"seed": 4, "models": ("tiny",), "jobs": None})
     assert request == Request(methods=("rtn", "gptq:damp=0.1"), models=("tiny",), seed=4, timeout=5, memory="2GB")
 
 
 def test_a_quick_run_is_the_files_own_with_other_keys(toml) -> None:
     path = toml('methods = ["rtn"]\nseed = 3\n[quick]\nmethods = ["rtn:axis=ic"]\n')
-    assert read_toml(path) == {"methods": ("rtn",), "seed": 3}
-    assert read_toml(path, quick=True) == {"methods": ("rtn:axis=ic",), "seed": 3}
+    assert read_toml(path).values == {"methods": ("rtn",), "seed": 3}
+    assert read_toml(path, quick=True).values == {"methods": ("rtn:axis=ic",), "seed": 3}
 
 
 def test_a_quick_run_needs_its_table_and_mistakes_there_are_told(toml) -> None:
     with pytest.raises(HarnessError, match=r"write a table \[quick\]"):
         read_toml(toml('methods = ["rtn"]\n'), quick=True)
-    with pytest.raises(Problems, match=r"sweep\.toml:3"):
-        read_toml(toml('methods = ["rtn"]\n[quick]\nsed = 1\n'))
+    (problem,) = read_toml(toml('methods = ["rtn"]\n[quick]\nsed = 1\n')).problems
+    assert str(problem.where).endswith("sweep.toml:3")
 
 
 def test_all_mistakes_are_told_at_once_with_their_lines(toml) -> None:
-    path = toml('metods = ["rtn"]\nseed = "1"\n\nmodels = "tiny"\njobs = true\n[extra]\nx = 1\n')
+    """Those of its keys with those of its words."""
+    text = 'metods = ["rtn"]\nseed = "1"\nsettings = ["W5A3"]\nmodels = "tiny"\njobs = true\n[extra]\nx = 1\n'
+    path = toml(text)
+    keys = read_toml(path)
+    assert keys.values == {"settings": ("W5A3",)}
     with pytest.raises(Problems) as caught:
-        read_toml(path)
+        draft(request_from(keys.values, {"models": ("no-such-model",)}), keys.problems)
     message = str(caught.value)
-    assert "5 problems" in message
+    assert "8 problems" in message  # no method is named either
+    assert "W5A3" in message and "no-such-model" in message
     for line, part in (
         (1, "did you mean 'methods'"), (2, "seed is not an integer"), (4, "models is not a list of strings"),
         (5, "jobs is not an integer"), (6, "unknown key 'extra'"),

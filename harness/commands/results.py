@@ -42,7 +42,7 @@ def results(
         with contextlib.redirect_stdout(io.StringIO()) as text:
             _print_results(found, run, format, cells)
         atomic.write_text(to, text.getvalue())
-    tell("warning", flags.worse_than_guessing(found, run))
+    tell("warning", flags.no_better_than_guessing(found, run))
     if count := results.unfinished(found):
         print(f"{count} of {len(found)} cells have not ended", file=sys.stderr)
 

@@ -69,8 +69,9 @@ def run(
     }  # fmt: skip
     if quick and file is None:
         raise HarnessError("--quick belongs to a file", fix="harness run sweep.toml --quick")
-    asked = request.request_from(request.read_toml(file, quick=quick) if file else {}, flags)
-    draft = plan.draft(asked)
+    keys = request.read_toml(file, quick=quick) if file else request.FileKeys({}, ())
+    asked = request.request_from(keys.values, flags)
+    draft = plan.draft(asked, keys.problems)
     folder = Path(asked.out or f"runs/{file.stem if file else asked.name}")
     tell("warning", draft.warnings)
     if dry_run:
@@ -93,7 +94,7 @@ def _run(draft: Any, asked: Any, path: Path, *, retry: bool, report: bool) -> No
             raise typer.Exit(SIGNALLED + stop.signal) from None
     found = results.load(path)
     show(tables.score_grids(found), markdown=False)
-    tell("warning", flags.worse_than_guessing(found, path))
+    tell("warning", flags.no_better_than_guessing(found, path))
     if written := livereport.write_report(path):
         print(f"report: {written}   (harness report {path} --out <folder>: every format, and plots)")
     print(f"results: {path}   (harness results {path} --format markdown|csv|json)")

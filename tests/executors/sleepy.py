@@ -1,4 +1,4 @@
-"""Rounds to nearest; the first time it sleeps for two minutes first, after it has left a note that it does."""
+"""Rounds to nearest; the first time it sleeps for ten minutes first, after it has left a note that it does."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ class Sleepy:
         note = Path(__file__).with_suffix(".note")
         if not note.exists():
             note.write_text(str(os.getpid()))
-            time.sleep(120)
+            time.sleep(600)
         return rounded(window, setting, WeightFormat.of(setting))

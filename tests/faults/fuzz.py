@@ -55,7 +55,8 @@ def words(data: bytes, folder: Path) -> None:
 def toml(data: bytes, folder: Path) -> None:
     path = folder / "sweep.toml"
     path.write_bytes(data)
-    plan.draft(request.request_from(request.read_toml(path), {}))
+    keys = request.read_toml(path)
+    plan.draft(request.request_from(keys.values, {}), keys.problems)
 
 
 def plan_file(data: bytes, folder: Path) -> None:
