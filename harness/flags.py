@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,58 +21,87 @@ def no_better_than_guessing(results: Sequence[CellResult], run: Path) -> list[st
     """A line for each perplexity above the vocabulary's size, where every token equally likely would score better, and
     for each accuracy that drawing answers at random may well reach.
     """
-    manifests = _Manifests(run)
-    return [
-        f"{result.cell.model} {result.cell.setting} {result.cell.label}: {line}"
-        for result in results
-        for task, rows in result.tasks.items()
-        for row in rows
-        for line in _told(task, row.metric, row.value, manifests, result)
-    ]
+    suspicions = _Suspicions(run)
+    lines = []
+    for result in results:
+        for task, rows in result.tasks.items():
+            for row in rows:
+                suspicion = suspicions.of(result, task, row.metric)
+                if suspicion is not None and suspicion.holds(row.value):
+                    cell = result.cell
+                    lines.append(
+                        f"{cell.model} {cell.setting} {cell.label}: {task} {row.metric} {number(row.value)} {suspicion}"
+                    )
+    return lines
 
 
-def _told(task: str, metric: str, value: float, manifests: _Manifests, result: CellResult) -> Iterator[str]:
-    if metric == _PER_TOKEN:
-        size = manifests.vocabulary(result)
-        if size is not None and value > size:
-            yield (
-                f"{task} perplexity {number(value)} is above the {size} tokens of the vocabulary: worse than guessing"
-            )
-    elif (name := metric.rpartition("/")[2]) in _ACCURACIES:
-        guesses = manifests.guessing(task, result)
-        score, error = guesses.get(metric, (None, 0.0))
-        if metric != name and name in guesses:  # a member of a group that is told itself
-            return
-        if score is not None and value <= score + _STANDARD_ERRORS * error:
-            yield (
-                f"{task} {metric} {number(value)} is no better than guessing, which scores {number(score)} "
-                f"with a standard error of {number(error)}"
-            )
+@dataclass(frozen=True)
+class _TooHigh:
+    """A perplexity."""
+
+    vocabulary: int
+
+    def holds(self, value: float) -> bool:
+        return value > self.vocabulary
+
+    def __str__(self) -> str:
+        return f"is above the {self.vocabulary} tokens of the vocabulary: worse than guessing"
 
 
-class _Manifests:
-    """What tasks say of how they measured. Not every cell's files are opened: that would take long in a large run."""
+@dataclass(frozen=True)
+class _Guessed:
+    """An accuracy."""
+
+    score: float
+    error: float
+
+    def holds(self, value: float) -> bool:
+        return value <= self.score + _STANDARD_ERRORS * self.error
+
+    def __str__(self) -> str:
+        return (
+            f"is no better than guessing, which scores {number(self.score)} with a standard error of "
+            f"{number(self.error)}"
+        )
+
+
+class _Suspicions:
+    """What a number would have to be to be suspected: looked up once for a task of a model, not for every cell."""
 
     def __init__(self, run: Path) -> None:
         self._run = run
+        self._known: dict[tuple[str, str, str], _TooHigh | _Guessed | None] = {}
         self._vocabularies: dict[str, int | None] = {}  # by model
-        self._guesses: dict[str, Mapping[str, Sequence[float]]] = {}  # by task: its documents are those of every cell
 
-    def vocabulary(self, result: CellResult) -> int | None:
+    def of(self, result: CellResult, task: str, metric: str) -> _TooHigh | _Guessed | None:
+        key = result.cell.model, task, metric
+        if key not in self._known:
+            self._known[key] = self._found(result, task, metric)
+        return self._known[key]
+
+    def _found(self, result: CellResult, task: str, metric: str) -> _TooHigh | _Guessed | None:
+        if metric == _PER_TOKEN:
+            size = self._vocabulary(result)
+            return None if size is None else _TooHigh(size)
+        name = metric.rpartition("/")[2]
+        if name not in _ACCURACIES:
+            return None
+        guesses = next(self._manifests(result, [task]), {}).get("guessing", {})
+        if metric not in guesses or (metric != name and name in guesses):  # a member of a group that is told itself
+            return None
+        return _Guessed(*guesses[metric])
+
+    def _vocabulary(self, result: CellResult) -> int | None:
         """From the first cell of the model, and of its tasks, that says it."""
         model = result.cell.model
         if model not in self._vocabularies:
-            sizes = (manifest["vocabulary"] for manifest in self._of(result, result.tasks) if "vocabulary" in manifest)
-            self._vocabularies[model] = next(map(int, sizes), None)
+            said = (
+                manifest["vocabulary"] for manifest in self._manifests(result, result.tasks) if "vocabulary" in manifest
+            )
+            self._vocabularies[model] = next(map(int, said), None)
         return self._vocabularies[model]
 
-    def guessing(self, task: str, result: CellResult) -> Mapping[str, Sequence[float]]:
-        """(score, standard error) of a guesser by metric."""
-        if task not in self._guesses:
-            self._guesses[task] = next(self._of(result, [task]), {}).get("guessing", {})
-        return self._guesses[task]
-
-    def _of(self, result: CellResult, tasks: Sequence[str] | Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def _manifests(self, result: CellResult, tasks: Iterable[str]) -> Iterator[dict[str, Any]]:
         folder = RunFolder(self._run).cell(result.cell.id).tasks
         for task in tasks:
             if summary := read_summary(folder, task):

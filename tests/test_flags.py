@@ -19,7 +19,7 @@ def test_a_perplexity_above_the_vocabulary_is_flagged(value, flagged, tmp_path):
     run = write_run(tmp_path, [(cell("W2A16", ["pydoc"]), [result])])
     lines = no_better_than_guessing(results.load(run), run)
     assert len(lines) == flagged
-    assert all("tiny W2A16 rtn: pydoc perplexity 513.00 is above the 512 tokens" in line for line in lines)
+    assert all("tiny W2A16 rtn: pydoc token_perplexity 513.00 is above the 512 tokens" in line for line in lines)
 
 
 def answered(skill, documents, dice):
