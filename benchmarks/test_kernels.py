@@ -55,7 +55,7 @@ def measured(machine: Cpu, case: Case) -> tuple[Ready, dict[str, Samples]]:
     with torch.inference_mode():
         ready = machine.layer(linear).ready(torch.randn(case.tokens, SIZE))
         works = {name: ready.works[name] for name in ("path", "operator", "bfloat16", "float32")}
-        return ready, interleaved(works, machine.timer, rounds=ROUNDS)
+        return ready, interleaved(works, machine.timer, rounds=ROUNDS, before=ready.redraw)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.setting}-{case.tokens}")
