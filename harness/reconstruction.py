@@ -245,7 +245,7 @@ def _round_columns(
 ) -> Float[torch.Tensor, "in out"]:
     """The codes, as numbers, in the order of rounding.
 
-    A column costs six operations on vectors, so short that looking up their operands one by one would take as long:
+    A column costs five operations on vectors, so short that looking up their operands one by one would take as long:
     the rows of each tile are taken apart at once. Errors are kept before their division by U_jj, which is in ``owed``.
     """
     size = weight.shape[1]
@@ -261,13 +261,15 @@ def _round_columns(
             levels.look(first, columns)
             tile = errors[first:last]
             earlier = tile.T
+            lows: list[torch.Tensor] = []
             rows = (columns[first:last], tile, codes[first:last], owed[first:last, first:last].contiguous())
             for j, (column, error, code, owes) in enumerate(zip(*map(torch.unbind, rows), strict=True), first):
                 column.addmv_(earlier, owes, alpha=-1)  # errors of this tile that are not made yet are zero
                 scale, low, high = levels.of(j, column)
                 torch.div(column, scale, out=code).round_().clamp_(low, high)
                 torch.addcmul(column, code, scale, value=-1, out=error)
-                code.sub_(low)
+                lows.append(low)
+            codes[first:last] -= torch.stack(lows)
             columns[last:end].addmm_(owed[last:end, first:last], tile, alpha=-1)
         columns[end:].addmm_(owed[end:, start:end], errors[start:end], alpha=-1)
         if first_order:
