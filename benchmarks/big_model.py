@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -66,7 +67,9 @@ def make(folder: Path, shape: dict[str, int]) -> None:
     for name, tensors in files.items():
         save_file({key: _random(size, generator) for key, size in tensors.items()}, folder / name)
         where |= dict.fromkeys(tensors, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    total = sum(2 * math.prod(size) for tensors in files.values() for size in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def _random(size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
