@@ -5,12 +5,13 @@
 Baseline: every linear rounded to nearest. A/A pairs: its weights off by rounding errors of one part in 100,000, as
 other hardware's arithmetic would have them. Then each fault is planted in one layer of one cell, in the first, a middle
 and the last block. The tasks are perplexity and divergence on pydoc; every candidate goes through run folders and the
-gate itself.
+gate itself, which is asked for the integers too (``--margins integers=0``).
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from harness.models import load_model
 from harness.presets import resolve_model
 from harness.progress import silent
 from harness.quantized import QuantizedModel
-from harness.reports.compare import Gate, compare_runs
+from harness.reports.compare import INTEGERS, Gate, compare_runs
 from harness.settings import Setting
 from harness.tasks.catalogue import parse_task
 from harness.tasks.measurement import TaskResult
@@ -62,14 +63,14 @@ def main() -> None:
     good = {setting: rounded(reference, Setting.parse(setting)) for setting in settings}
     results = {setting: measure(good[setting]) for setting in settings}
     with tempfile.TemporaryDirectory() as scratch:
-        gate = _gate(Path(scratch), results, keys)
+        gate = _gate(Path(scratch), results, good, keys)
         passed = sum(
-            not gate({**results, setting: measure(good[setting], seed)}).failed
+            not gate({**results, setting: measure(good[setting], seed)}, good).failed
             for number in range(asked.pairs)
             for setting, seed in [(settings[number % len(settings)], number)]
         )
         print(f"A/A pairs that pass: {passed} of {asked.pairs}\n", flush=True)
-        print("| fault | cell | layer | perplexity | divergence | caught |\n" + "|" + " --- |" * 6)
+        print("| fault | cell | layer | perplexity | divergence | by samples | by integers |\n" + "|" + " --- |" * 7)
         blocks = reference.architecture.blocks
         layers = [
             f"{blocks[at].name}.{linear}"
@@ -79,23 +80,34 @@ def main() -> None:
             for setting in settings:
                 for layer in layers:
                     faulty = with_fault(reference, good[setting], layer, fault, Setting.parse(setting))
-                    found = gate({**results, setting: measure(faulty)})
-                    caught = {check.place[1] for check in found.failed} == {setting}
-                    print(
-                        f"| {name} | {setting} | {layer} | {_differences(found, setting)} | {_word(caught)} |",
-                        flush=True,
-                    )
+                    found = gate({**results, setting: measure(faulty)}, {**good, setting: faulty})
+                    names = {check.place[1] for check in found.failed}
+                    by_integers = {check.place[1] for check in found.failed if check.what == INTEGERS}
+                    by_samples = any(check.what != INTEGERS for check in found.failed)
+                    caught = f"{_word(by_samples)} | {_word(names == by_integers == {setting})}"
+                    print(f"| {name} | {setting} | {layer} | {_differences(found, setting)} | {caught} |", flush=True)
 
 
-def _gate(scratch: Path, results: dict[str, list[TaskResult]], keys: list[str]) -> Callable[..., Gate]:
-    """Compares with ``results``; the folders of candidates lie side by side below ``scratch``."""
+def _gate(
+    scratch: Path, results: dict[str, list[TaskResult]], good: dict[str, QuantizedModel], keys: list[str]
+) -> Callable[..., Gate]:
+    """Compares with ``results`` and the integers ``good``; the folders of candidates are gone once they were read."""
 
-    def written(name: str, found: dict[str, list[TaskResult]]) -> Path:
-        return write_run(scratch / name, [(cell(setting, keys), one) for setting, one in found.items()])
+    def written(name: str, found: dict[str, list[TaskResult]], integers: dict[str, QuantizedModel]) -> Path:
+        return write_run(
+            scratch / name, [(cell(setting, keys), one) for setting, one in found.items()], integers=integers
+        )
 
-    baseline = written("baseline", results)
-    number = iter(range(10**6))
-    return lambda found: compare_runs(baseline, written(str(next(number)), found), {})
+    baseline = written("baseline", results, good)
+
+    def gate(found: dict[str, list[TaskResult]], integers: dict[str, QuantizedModel]) -> Gate:
+        candidate = written("candidate", found, integers)
+        try:
+            return compare_runs(baseline, candidate, {INTEGERS: 0.0})
+        finally:
+            shutil.rmtree(candidate)
+
+    return gate
 
 
 def _differences(gate: Gate, setting: str) -> str:

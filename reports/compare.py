@@ -33,6 +33,7 @@ Place = tuple[str, str, str]
 State = Literal["pass", "fail", "note"]
 
 BITS = "bits_per_weight"
+INTEGERS = "integers"
 TIMES = ("quantize_seconds", "evaluate_seconds")
 MARGINS: Mapping[str, float] = {
     "token_perplexity": 0.005,
@@ -128,7 +129,8 @@ class _Run:
 
 
 def compare_runs(baseline: Path, candidate: Path, margins: Mapping[str, float]) -> Gate:
-    """Compare every cell of the baseline. ``margins`` are laid over :data:`MARGINS`; times are gated if they name them.
+    """Compare every cell of the baseline. ``margins`` are laid over :data:`MARGINS`; times and integers are gated if
+    they name them.
 
     Raises HarnessError where there is no run.
     """
@@ -162,7 +164,8 @@ def _cell_checks(result: CellResult, one: _Run, other: _Run, margins: Mapping[st
         yield Check(place, "status", "fail", after.status, after.reason or "")
         return
     yield _bits_check(place, before, after, margins[BITS])
-    yield from _integer_check(place, one.folder.cell(result.cell.id), other.folder.cell(counterpart.cell.id))
+    folders = one.folder.cell(result.cell.id), other.folder.cell(counterpart.cell.id)
+    yield from _integer_check(place, *folders, gated=INTEGERS in margins)
     for task in result.cell.tasks:
         yield from _task_checks(place, task, one.outcomes(result, task), other.outcomes(counterpart, task), margins)
 
@@ -176,15 +179,15 @@ def _bits_check(place: Place, before: Attempt, after: Attempt, margin: float) ->
     return Check(place, BITS, "fail" if verdict == "worse" else "pass", verdict, _signed(grown), was, now)
 
 
-def _integer_check(place: Place, before: CellFolder, after: CellFolder) -> Iterator[Check]:
-    """Told, not failed: a cell's id is what decides its integers, so that others under one id come from the harness."""
+def _integer_check(place: Place, before: CellFolder, after: CellFolder, *, gated: bool) -> Iterator[Check]:
+    """A cell's id is what decides its integers, so that others under one id come from the harness or the machine."""
     if before.path.name != after.path.name or not (before.quantized.is_file() and after.quantized.is_file()):
         return
     if filecmp.cmp(before.quantized, after.quantized, shallow=False):
-        yield Check(place, "integers", "pass", "same")
+        yield Check(place, INTEGERS, "pass", "same")
     else:
         detail = "one method, one calibration, other integers: the quantizer or the machine changed"
-        yield Check(place, "integers", "note", "changed", detail)
+        yield Check(place, INTEGERS, "fail" if gated else "note", "changed", detail)
 
 
 def _task_checks(

@@ -80,8 +80,12 @@ def write_run(
     bits: float = 4.25,
     seconds: Sequence[float] | None = None,
     provenance: str = '{"processor": "one"}',
+    integers: Mapping[str, QuantizedModel] | None = None,
 ) -> Path:
-    """A run folder as the supervisor leaves it: a plan, a store, the tasks' files of every cell."""
+    """A run folder as the supervisor leaves it: a plan, a store, the tasks' files of every cell, and its integers.
+
+    ``integers``: by setting, if there are to be any.
+    """
     facts = {"tiny": ModelFacts(Path("/models/tiny"), "a" * 64, "c" * 64)}
     terms = {"calibration": "pydoc:4x64", "seed": "0", "dtype": "float32", "device": "cpu"}
     folder = RunFolder(path)
@@ -99,6 +103,8 @@ def write_run(
         if rows:
             store.add_measured(rows)
         took = seconds[number] if seconds else 2.0
+        if integers is not None:
+            integers[one.setting].save(folder.cell(one.id).quantized)
         reason = None if status == "ok" else "a scale is not a finite positive number"
         store.add_attempt(Attempt(one.id, 1, 1, status, reason, 0, 1.0, took, 3.0, 10**9, bits, 10**8, WHEN))
     store.close()

@@ -126,6 +126,8 @@ def test_other_integers_under_one_id_are_told(codes, verdict, good_results, tmp_
     gate = compare_runs(*runs, {})
     assert [check.verdict for check in gate.checks if check.what == "integers"] == [verdict]
     assert not gate.failed
+    asked = compare_runs(*runs, {"integers": 0.0})
+    assert failed_settings(asked) == ({SETTINGS[0]} if verdict == "changed" else set())
 
 
 def test_a_missing_task_fails(baseline, good_results, tmp_path):
