@@ -180,14 +180,22 @@ def _bits_check(place: Place, before: Attempt, after: Attempt, margin: float) ->
 
 
 def _integer_check(place: Place, before: CellFolder, after: CellFolder, *, gated: bool) -> Iterator[Check]:
-    """A cell's id is what decides its integers, so that others under one id come from the harness or the machine."""
-    if before.path.name != after.path.name or not (before.quantized.is_file() and after.quantized.is_file()):
+    """A cell's id is what decides its integers, so that others under one id come from the harness or the machine.
+
+    Where it is asked for (``gated``) a method that was written anew has to give the integers of the old one, too.
+    """
+    same_id = before.path.name == after.path.name
+    there = before.quantized.is_file(), after.quantized.is_file()
+    if not (gated or same_id) or not any(there):  # full precision has none
         return
-    if filecmp.cmp(before.quantized, after.quantized, shallow=False):
+    state: State = "fail" if gated else "note"
+    if not all(there):
+        yield Check(place, INTEGERS, state, "missing", f"not kept in the {'candidate' if there[0] else 'baseline'}")
+    elif filecmp.cmp(before.quantized, after.quantized, shallow=False):
         yield Check(place, INTEGERS, "pass", "same")
     else:
-        detail = "one method, one calibration, other integers: the quantizer or the machine changed"
-        yield Check(place, INTEGERS, "fail" if gated else "note", "changed", detail)
+        what = "one method, one calibration, other integers: the quantizer or the machine changed"
+        yield Check(place, INTEGERS, state, "changed", what if same_id else "the method or what it was given changed")
 
 
 def _task_checks(

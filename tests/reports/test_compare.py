@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -128,6 +129,20 @@ def test_other_integers_under_one_id_are_told(codes, verdict, good_results, tmp_
     assert not gate.failed
     asked = compare_runs(*runs, {"integers": 0.0})
     assert failed_settings(asked) == ({SETTINGS[0]} if verdict == "changed" else set())
+
+
+@pytest.mark.parametrize(("codes", "verdict"), [(b"codes", "same"), (b"other", "changed"), (None, "missing")])
+def test_a_method_written_anew_has_to_give_the_old_integers_where_that_is_asked(codes, verdict, good_results, tmp_path):
+    anew = [(replace(one, method_sha256="d" * 64), found) for one, found in cells(good_results)]
+    runs = [write_run(tmp_path / name, found) for name, found in (("one", cells(good_results)), ("other", anew))]
+    first, second = cells(good_results)[0][0], anew[0][0]
+    RunFolder(runs[0]).cell(first.id).quantized.write_bytes(b"codes")
+    if codes is not None:
+        RunFolder(runs[1]).cell(second.id).quantized.write_bytes(codes)
+    assert not [check for check in compare_runs(*runs, {}).checks if check.what == "integers"]
+    gate = compare_runs(*runs, {"integers": 0.0})
+    assert [check.verdict for check in gate.checks if check.what == "integers"] == [verdict]
+    assert failed_settings(gate) == (set() if verdict == "same" else {first.setting})
 
 
 def test_a_missing_task_fails(baseline, good_results, tmp_path):
