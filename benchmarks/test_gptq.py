@@ -41,7 +41,7 @@ def textbook_columns(weight: torch.Tensor, factor: torch.Tensor, grid: Grid, blo
 
 
 def test_column_loop(benchmark, ratio) -> None:
-    """A 1536 × 576 layer: about five times as fast as a textbook loop, and the same codes."""
+    """A 1536 × 576 layer: at least five times a textbook loop, and the same codes."""
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(1536, 576, generator=generator), torch.randn(4096, 576, generator=generator)
     grid, order = find_grid(weight, WeightFormat(4, 64)), torch.arange(576)
@@ -56,7 +56,7 @@ def test_column_loop(benchmark, ratio) -> None:
         lambda: textbook_columns(weight, factor, grid), ours, rounds=21
     )
     benchmark(ours)
-    assert found >= 4.5  # 5.0 to 7.4 in six processes on one machine
+    assert found >= 5
 
 
 @pytest.fixture(scope="module")

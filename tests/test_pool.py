@@ -84,7 +84,7 @@ def test_a_child_past_its_deadline_is_stopped(command) -> None:
     ending = outcome(command("import time; time.sleep(60)"), timeout_seconds=0.5)["child"]
     assert ending.stopped == "timeout"
     assert ending.returncode == -signal.SIGTERM
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 5
 
 
 def test_a_clinging_family_is_stopped_whole(command, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_what_a_child_leaves_behind_ends_with_it(command) -> None:
     heard: list[dict[str, Any]] = []
     start = time.monotonic()
     assert outcome(command(code), heard=heard)["child"].returncode == 0
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 5
     assert not alive(heard[0]["pid"])
 
 
@@ -137,7 +137,7 @@ def test_jobs_run_side_by_side_and_in_order(command) -> None:
     start = time.monotonic()
     endings = outcome(*(command(code, f"c{i}") for i in range(4)), heard=heard, jobs=2)
     assert sorted(endings) == ["c0", "c1", "c2", "c3"]
-    assert time.monotonic() - start >= 0.8
+    assert 0.8 < time.monotonic() - start < 1.6
     at = sorted((event["at"], event["event"]) for event in heard)
     running = [sum(1 if kind == "start" else -1 for _, kind in at[: i + 1]) for i in range(len(at))]
     assert max(running) == 2
@@ -185,13 +185,13 @@ print(json.dumps([ends, pool.interrupted_by]))
 def test_one_signal_stops_the_children_and_starts_no_more(tmp_path: Path, number: int) -> None:
     parent, seconds = interrupted(tmp_path, "polite", [number])
     assert json.loads(parent) == [{"c0": "interrupt"}, number]
-    assert seconds < 15  # of 30 to wait, 60 to sleep
+    assert seconds < 3
 
 
 def test_two_signals_do_not_wait_for_anybody(tmp_path: Path) -> None:
     parent, seconds = interrupted(tmp_path, "deaf", [signal.SIGINT, signal.SIGINT])
     assert json.loads(parent) == [{"c0": "interrupt"}, signal.SIGINT]
-    assert seconds < 15  # of 30 to wait, 60 to sleep
+    assert seconds < 2
 
 
 def test_a_signal_that_asks_for_nothing_stops_nobody(command) -> None:
