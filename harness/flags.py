@@ -13,7 +13,6 @@ from harness.tables import number
 from harness.tasks.result_files import read_summary
 
 _PER_TOKEN = "token_perplexity"
-_ACCURACIES = ("acc", "acc_norm")
 _STANDARD_ERRORS = 2  # above what guessing scores, up to which a score may well be a guesser's
 
 
@@ -84,8 +83,6 @@ class _Suspicions:
             size = self._vocabulary(result)
             return None if size is None else _TooHigh(size)
         name = metric.rpartition("/")[2]
-        if name not in _ACCURACIES:
-            return None
         guesses = next(self._manifests(result, [task]), {}).get("guessing", {})
         if metric not in guesses or (metric != name and name in guesses):  # a member of a group that is told itself
             return None
