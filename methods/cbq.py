@@ -154,6 +154,10 @@ class CBQ:
         after = student.hardened()
         errors = self.errors(window, held, after)
         learned = not self.guard or errors.better_than(begun.errors)
+        window.progress(
+            f"{window.blocks[-1].name}: loss soft {facts['loss']:.4f}, hard {errors.loss:.4f} on unseen text "
+            f"(before {begun.errors.loss:.4f}), {student.undecided():.0%} undecided"
+        )
         facts |= begun.errors.report("_before") | errors.report() | {"kept_initialization": not learned}
         facts["seconds"] = (time.monotonic() - start) / len(window.linears)
         rows = [
@@ -236,6 +240,7 @@ class CBQ:
         leaving = student.of(name for block in window.leaving for name in block.linears)
         modules, objective = student.modules(self.relaxation), self.objective
         losses: dict[str, float] = {}
+        each, undecided = max(1, steps // 10), 1.0
         for step, indices in enumerate(self.batches(len(text))):
             example = text.batch(indices)
             with torch.enable_grad(), self.mixed_precision(example.inputs.device):
@@ -250,7 +255,12 @@ class CBQ:
             optimizer.zero_grad()
             schedule.step()
             losses = _smoothed(losses, terms)
-            window.progress(f"{window.blocks[-1].name}: step {step + 1} of {steps}, loss {losses['loss']:.4f}")
+            if step % each == 0:
+                undecided = student.undecided()
+            window.progress(
+                f"{window.blocks[-1].name}: step {step + 1} of {steps}, loss {losses['loss']:.4f}, "
+                f"{undecided:.0%} undecided"
+            )
         if not all(math.isfinite(value) for value in losses.values()):
             raise BadOutput("training diverged", fix="lower rounding_lr and scale_lr")
         return losses

@@ -157,6 +157,10 @@ class Student:
         clip = next(learned.clip() for learned in self.inputs if name in learned.linears)
         return row | ({"clip": clip} if before.activation is not None else {})
 
+    def undecided(self) -> float:
+        """Fraction of the weights with D away from 0 and 1, on average over the linears."""
+        return sum(weight.undecided() for weight in self.weights.values()) / len(self.weights)
+
     def state(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """What is learned of the linears ``names``, as tensors."""
         kept = set(names)

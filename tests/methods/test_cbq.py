@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,17 @@ def test_resumed_between_windows_bit_equal(four_blocks: LoadedModel, tmp_path: P
         run(four_blocks, method, tmp_path / "stopped", "W4A8", progress=stop)
     torch.randn(17)
     assert same(run(four_blocks, method, tmp_path / "stopped", "W4A8"), whole)
+
+
+def test_progress_tells_both_losses_and_what_is_undecided(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    told: list[str] = []
+    run(tiny_model, CBQ(epochs=1), tmp_path, progress=lambda stage, done, total, detail="": told.append(detail))
+    blocks = range(len(tiny_model.architecture.blocks))
+    steps = [f"model.layers.{i}: step 1 of " for i in blocks]
+    assert all(any(line.startswith(step) and line.endswith("undecided") for line in told) for step in steps)
+    number = r"\d+\.\d{4}"
+    both = rf"model\.layers\.\d+: loss soft {number}, hard {number} on unseen text \(before {number}\), \d+% undecided"
+    assert sum(re.fullmatch(both, line) is not None for line in told) == len(blocks)
 
 
 def test_what_is_exported_runs_through_kernels(tiny_model: LoadedModel, tmp_path: Path) -> None:
