@@ -1,6 +1,8 @@
-"""What GPTQ costs: seconds against calibration tokens and against decoder blocks, and the memory of quantization alone.
+"""What a method costs: seconds against calibration tokens and decoder blocks, and the memory of quantization alone.
 
     python -P benchmarks/cost.py smollm2-135m --data-root ../shared/data --figure docs/figures/cost_gptq.svg
+    python -P benchmarks/cost.py smollm2-135m --method cbq:epochs=1 --setting W2A16g64 --tokens 2048 4096 8192 \
+        --tokens-of-blocks 2048 --data-root ../shared/data --figure docs/figures/cost_cbq.svg
 
 Every point is a fresh process that loads the model, keeps its first blocks, quantizes and evaluates nothing. Seconds
 are those of the processor, summed over threads, so that what else the machine does is left out.
@@ -21,11 +23,21 @@ from pathlib import Path
 import numpy as np
 
 LENGTH = 512
-TOKENS = (2048, 4096, 8192, 16384)
 BLOCKS = (5, 10, 20, 30)
-TOKENS_OF_BLOCKS = 8192
 BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito: told apart with any colour vision
 MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is quantized, and by what."""
+
+    folder: str
+    method: str
+    setting: str
+    threads: int
+    calibration: str
+    """A file of token ids."""
 
 
 @dataclass(frozen=True)
@@ -61,48 +73,50 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def quantize_once(folder: Path, calibration: Path, tokens: int, blocks: int, threads: int) -> Cost:
+def quantize_once(asked: Asked, tokens: int, blocks: int) -> Cost:
     """Runs in a process of its own."""
     import torch
     from safetensors.torch import load_file
 
     from harness.driver import quantize_model
-    from harness.methods.gptq import GPTQ
     from harness.models import load_model
     from harness.progress import silent
+    from harness.registry import create_method, describe_methods, find_method
     from harness.settings import Setting
+    from harness.specs import Spec, bind
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(asked.threads)
+    spec, setting = Spec.parse(asked.method), Setting.parse(asked.setting)
+    method = create_method(spec.name, bind(find_method(spec.name, describe_methods()).options, spec))
+    folder = Path(asked.folder)
     model = load_model(folder, name=folder.name)
     model.module.model.layers = model.module.model.layers[:blocks]
     loaded = peak_bytes()
-    ids = load_file(calibration)["ids"].reshape(-1, LENGTH)[: tokens // LENGTH]
+    ids = load_file(asked.calibration)["ids"].reshape(-1, LENGTH)[: tokens // LENGTH]
     with tempfile.TemporaryDirectory() as checkpoints:
         wall, processor = time.perf_counter(), time.process_time()
-        quantize_model(
-            model, GPTQ(), Setting.parse("W4A16g64"), ids, seed=0, checkpoints=Path(checkpoints), progress=silent
-        )
+        quantize_model(model, method, setting, ids, seed=0, checkpoints=Path(checkpoints), progress=silent)
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
     size = sum(p.numel() * p.element_size() for p in model.module.parameters())
     return Cost(tokens, blocks, processor, wall, size, loaded, peak_bytes())
 
 
-def in_fresh_process(folder: Path, calibration: Path, tokens: int, blocks: int, threads: int) -> Cost:
-    words = [sys.executable, "-P", __file__, "--once", folder, calibration, tokens, blocks, threads]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=True)
+def in_fresh_process(asked: Asked, tokens: int, blocks: int) -> Cost:
+    words = [sys.executable, "-P", __file__, "--once", json.dumps(asdict(asked)), str(tokens), str(blocks)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     cost = Cost(**json.loads(done.stdout.splitlines()[-1]))
     print(cost, file=sys.stderr)
     return cost
 
 
-def write_calibration(folder: Path, data_root: Path | None, out: Path) -> None:
+def write_calibration(folder: Path, data_root: Path | None, tokens: int, out: Path) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
     from harness.calibration import CalibrationSpec, calibration_ids
 
-    spec = CalibrationSpec.parse(f"c4:{max(TOKENS) // LENGTH}x{LENGTH}")
+    spec = CalibrationSpec.parse(f"c4:{tokens // LENGTH}x{LENGTH}")
     save_file(
         {"ids": torch.from_numpy(calibration_ids(spec, AutoTokenizer.from_pretrained(folder), data_root, 0))}, out
     )
@@ -142,24 +156,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--method", default="gptq")
+    parser.add_argument("--setting", default="W4A16g64")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096, 8192, 16384])
+    parser.add_argument("--tokens-of-blocks", type=int, default=8192, help="where the number of blocks varies")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--figure", type=Path, required=True)
-    asked = parser.parse_args()
-    folder = resolve_model(asked.model).path
-    assert folder is not None, f"run: harness models fetch {asked.model}"
+    given = parser.parse_args()
+    folder = resolve_model(given.model).path
+    assert folder is not None, f"run: harness models fetch {given.model}"
     with tempfile.TemporaryDirectory() as scratch:
         ids = Path(scratch) / "ids.safetensors"
-        write_calibration(folder, asked.data_root, ids)
-        of_tokens = [in_fresh_process(folder, ids, tokens, max(BLOCKS), asked.threads) for tokens in TOKENS]
-        of_blocks = [in_fresh_process(folder, ids, TOKENS_OF_BLOCKS, blocks, asked.threads) for blocks in BLOCKS]
+        write_calibration(folder, given.data_root, max(*given.tokens, given.tokens_of_blocks), ids)
+        asked = Asked(str(folder), given.method, given.setting, given.threads, str(ids))
+        of_tokens = [in_fresh_process(asked, tokens, max(BLOCKS)) for tokens in given.tokens]
+        of_blocks = [in_fresh_process(asked, given.tokens_of_blocks, blocks) for blocks in BLOCKS]
     panels = {}
     for label, x, costs in (
-        (f"calibration tokens ({max(BLOCKS)} blocks)", list(TOKENS), of_tokens),
-        (f"decoder blocks ({TOKENS_OF_BLOCKS:,} tokens)", list(BLOCKS), of_blocks),
+        (f"calibration tokens ({max(BLOCKS)} blocks)", list(given.tokens), of_tokens),
+        (f"decoder blocks ({given.tokens_of_blocks:,} tokens)", list(BLOCKS), of_blocks),
     ):
         seconds = [cost.processor_seconds for cost in costs]
         panels[label] = (x, seconds, Line.through(x, seconds))
-    draw(panels, asked.figure)
+    draw(panels, given.figure)
     print(table([*of_tokens, *of_blocks]))
     for label, (_, _, line) in panels.items():
         print(f"{label}: {line.slope:.4g} s each and {line.offset:.1f} s, R² = {line.r_squared:.5f}")
@@ -167,7 +186,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--once"]:
-        model_folder, calibration_file, *numbers = sys.argv[2:]
-        print(json.dumps(asdict(quantize_once(Path(model_folder), Path(calibration_file), *map(int, numbers)))))
+        found = quantize_once(Asked(**json.loads(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4]))
+        print(json.dumps(asdict(found)))
     else:
         main()
