@@ -110,7 +110,7 @@ class Plan:
             plan.vary("weight of KL", setting, {}, {"kl": 1.0})
             plan.vary("weight of the homologous target", setting, {}, *({"homologous_target": w} for w in (0.5, 1.0)))
             plan.vary("norm of tokens", setting, {"token_norm": 0.0}, {}, {"token_norm": 1.0})
-            plan.vary("epochs", setting, {"epochs": 1}, {"epochs": 2}, {}, {"epochs": 8})
+            plan.vary("epochs", setting, {"epochs": 1}, {"epochs": 3}, {})
         return plan
 
     def add(self, part: str, setting: str, *variants: tuple[str, Options]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
 CURVES = {
-    "windows of 1": ["cbq:epochs=1", "cbq:epochs=2", "cbq", "cbq:epochs=8"],
+    "windows of 1": ["cbq:epochs=1", "cbq:epochs=2", "cbq:epochs=4", "cbq"],
     "windows of 2, stride 2": [f"cbq:size=2:stride=2:epochs={n}" for n in (1, 2, 4)],
     "windows of 2, stride 1": [f"cbq:size=2:epochs={n}" for n in (1, 2)],
     "scales alone": ["cbq:rounding=none:epochs=1"],

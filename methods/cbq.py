@@ -103,7 +103,7 @@ class CBQ:
     """β of L_com in the end"""
     warmup: float = 0.2
     """fraction of the steps without L_com"""
-    epochs: int = 4
+    epochs: int = 6
     """passes over the calibration text for each window"""
     batch: int = 1
     """sequences in a step"""

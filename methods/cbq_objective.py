@@ -94,9 +94,13 @@ class Errors:
         }
 
     def better_than(self, other: Errors) -> bool:
-        """A lower loss, by more than twice the standard error of the difference: less could be this text's alone."""
-        gain = other.losses - self.losses
-        return float(gain.mean()) > SIGNIFICANT * float(gain.std()) / math.sqrt(len(gain))
+        """A lower loss, and not by chance: tokens' losses shrink by a factor whose logarithm is, on average, more than
+        twice its standard error below zero. (A factor, as a few tokens can hold most of the loss itself.)
+        """
+        tiny = torch.finfo(self.losses.dtype).tiny
+        shrunk = torch.log(other.losses.clamp(min=tiny)) - torch.log(self.losses.clamp(min=tiny))
+        significant = float(shrunk.mean()) > SIGNIFICANT * float(shrunk.std()) / math.sqrt(len(shrunk))
+        return self.loss < other.loss and significant
 
 
 @dataclass(frozen=True)
