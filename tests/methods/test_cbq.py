@@ -15,7 +15,7 @@ from harness.errors import BadOutput, HarnessError
 from harness.kernels.execute import kernel_modules, packed_layers
 from harness.method import QuantizedWindow
 from harness.methods.cbq import CBQ
-from harness.methods.cbq_objective import Text
+from harness.methods.cbq_objective import Errors, Text
 from harness.methods.cbq_rounding import RoundedWeight, inverse_rectified_sigmoid
 from harness.methods.cbq_student import Student
 from harness.models import LoadedModel
@@ -201,11 +201,21 @@ def test_training_begins_at_what_would_ship(tiny_model: LoadedModel, tmp_path: P
 
 def test_a_guarded_window_keeps_its_initialization(tiny_model: LoadedModel, tmp_path: Path) -> None:
     spoilt = {"init": "rtn", "epochs": 2, "rounding_lr": 3.0, "scale_lr": 0.5}
-    guarded = run(tiny_model, CBQ(**spoilt), tmp_path / "guarded")
+    judged: list[Errors] = []
+
+    @dataclass(frozen=True)
+    class Judged(CBQ):
+        def errors(self, *args: Any) -> Errors:
+            judged.append(super().errors(*args))
+            return judged[-1]
+
+    guarded = run(tiny_model, Judged(**spoilt), tmp_path / "guarded")
     rounded = run(tiny_model, create_method("rtn", {}), tmp_path / "rtn")
     kept = {row["layer"]: row["kept_initialization"] for row in guarded.report}
     assert any(kept.values())
     for row in guarded.report:
+        start, trained = judged[2 * row["window"] : 2 * row["window"] + 2]
+        assert row["kept_initialization"] == (not trained.better_than(start))
         assert row["kept_initialization"] or row["held_out"] < row["held_out_before"]
         same_codes = torch.equal(guarded.linears[row["layer"]].codes, rounded.linears[row["layer"]].codes)
         assert same_codes == kept[row["layer"]]

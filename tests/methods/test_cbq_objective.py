@@ -90,6 +90,8 @@ def test_a_massive_token_counts_for_more_than_one_below_a_norm_of_1(token_norm: 
     traded = errors(massive=0.1, ordinary=0.1)
     assert traded.relative < start.relative and traded.absolute > start.absolute
     assert traded.better_than(start) == taken
+    assert errors(massive=0.0005, ordinary=0.1).better_than(start)
+    assert not errors(massive=0.0005, ordinary=0.3).better_than(start)
     assert not start.better_than(start)
 
 
@@ -97,11 +99,10 @@ def test_a_gain_that_is_this_texts_alone_is_none() -> None:
     """Half of the tokens answered better by chance, half worse, and a lower mean."""
     noise = random(400, seed=4)
     start = Errors(torch.ones(400), 1.0, 1.0)
-    within, beyond = (
-        Errors((0.5 * (noise - noise.mean()) / noise.std() - gain).exp(), 1.0, 1.0) for gain in (0.04, 0.2)
-    )
-    assert not within.better_than(start)
-    assert beyond.loss < start.loss and beyond.better_than(start)
+    noise = 0.1 * (noise - noise.mean()) / noise.std()
+    within, beyond = (Errors((noise - gain).exp(), 1.0, 1.0) for gain in (0.008, 0.012))
+    assert within.loss < start.loss and not within.better_than(start)
+    assert beyond.better_than(start)
 
 
 def test_a_few_tokens_with_most_of_the_loss_do_not_hide_a_gain() -> None:
