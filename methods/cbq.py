@@ -19,7 +19,7 @@ from harness.methods.cbq_prepare import Preparation, Prepared
 from harness.methods.cbq_start import Start
 from harness.methods.cbq_student import Student
 from harness.settings import UNQUANTIZED, Setting
-from harness.window import Stream, Window
+from harness.window import Window
 
 Decay = Callable[[int], float]
 """From the number of a step to the fraction of its learning rate."""
@@ -147,7 +147,7 @@ class CBQ:
                 fix="calibrate on more sequences, or lower holdout",
             )
         trained, held = text.part(0, len(text) - self.holdout), text.part(len(text) - self.holdout, len(text))
-        begun = self.begin(window, trained, held, setting)
+        begun = self.begin(window, held, setting)
         student, before = begun.student, begun.ships
         with window.runner.installed(student.differentiable, ()):
             facts: Report = {"window": window.index, "start": begun.name, **self.train(window, student, trained)}
@@ -167,24 +167,24 @@ class CBQ:
         state = {**student.state(window.staying), **begun.settled}
         return replace(after if learned else before, report=tuple(rows), state=state if learned else {})
 
-    def begin(self, window: Window, text: Text, held: Text, setting: Setting) -> Begun:
+    def begin(self, window: Window, held: Text, setting: Setting) -> Begun:
         """GPTQ's or rounded integers of the plain weights, or of those that CFP has prepared.
 
         They are those of all of the text: training, which has not seen what is held out, has to be better than the best
         that would ship without it.
         """
-        name, prepared = self.prepare(window, text, held, setting)
-        student = self.initial(window, prepared, window.quantized, setting)
+        name, prepared = self.prepare(window, held, setting)
+        student = self.initial(window, prepared, setting)
         described = {linear: prepared.described(linear) for linear in window.linears}
         ships = student.hardened()
         errors = self.errors(window, held, ships)
         return Begun(name, student, ships, errors, described, prepared.state(window.staying))
 
-    def prepare(self, window: Window, text: Text, held: Text, setting: Setting) -> tuple[str, Prepared]:
-        """The window plain, or as CFP has prepared it if that, quantized by ``text``, answers ``held`` better.
+    def prepare(self, window: Window, held: Text, setting: Setting) -> tuple[str, Prepared]:
+        """The window plain, or as CFP has prepared it if that, with its weights rounded, answers ``held`` better.
 
-        Not by all of the text: of two starts that have both seen ``held``, the one that fits it closer need not be the
-        better one. (Under ``rotate`` there is nothing that CFP could choose.)
+        Rounded and not solved for: of two starts that were fitted to ``held``, the one that fits it closer need not be
+        the better one, and rounding knows no text. (Under ``rotate`` there is nothing that CFP could choose.)
         """
         plain = Preparation(None, None, self.exponent, self.rotate).of(window)
         scales = self.cfp_activations and setting.quantizes_activations
@@ -197,20 +197,23 @@ class CBQ:
             return "plain", plain
         if self.guard:
             of_plain, of_cfp = (
-                self.errors(window, held, self.initial(window, prepared, text.stream(), setting).hardened())
+                self.errors(window, held, self.start.rounded(window, prepared, setting).hardened())
                 for prepared in (plain, cfp)
             )
             if not of_cfp.better_than(of_plain):
                 return "plain", plain
         return "cfp", cfp
 
-    def initial(self, window: Window, prepared: Prepared, stream: Stream, setting: Setting) -> Student:
-        """The window as ``init`` quantizes it, for the inputs in ``stream``."""
+    def initial(self, window: Window, prepared: Prepared, setting: Setting) -> Student:
+        """The window as ``init`` quantizes it."""
         window.progress(f"{window.blocks[-1].name}: {self.init}")
-        start = Start(self.rounding, self.rank, self.residual, self.damp)
         if self.init == "gptq":
-            return start.solved(window, prepared, stream, setting)
-        return start.rounded(window, prepared, setting)
+            return self.start.solved(window, prepared, setting)
+        return self.start.rounded(window, prepared, setting)
+
+    @property
+    def start(self) -> Start:
+        return Start(self.rounding, self.rank, self.residual, self.damp)
 
     def outliers(self, max_fraction: float) -> Outliers:
         """How outliers are told from the rest, where more than ``max_fraction`` cannot be any."""

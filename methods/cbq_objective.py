@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from harness.method import Report
-from harness.window import Stream, Window
+from harness.window import Window
 
 Hidden = Float[torch.Tensor, "n t hidden"]
 Tokens = Float[torch.Tensor, "n t"]
@@ -64,10 +64,6 @@ class Text:
             torch.cat([example.fp for example in chosen]),
             torch.cat(own) if own else None,
         )
-
-    def stream(self) -> Stream:
-        """The quantized stream's sequences."""
-        return Stream([example.inputs for example in self.sequences])
 
 
 @dataclass(frozen=True)

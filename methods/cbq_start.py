@@ -17,7 +17,7 @@ from harness.methods.gptq import GPTQ
 from harness.quantizer import ActivationSpec, Grid, WeightFormat, decode, expand, find_grid
 from harness.reconstruction import Factorization, factorize
 from harness.settings import Setting
-from harness.window import Stream, Window
+from harness.window import Window
 
 Weight = Float[torch.Tensor, "out in"]
 INSIDE = 0.45
@@ -42,11 +42,11 @@ class Start:
             weights[name] = carried(window, name, setting) or fresh
         return _student(window, prepared, weights, setting)
 
-    def solved(self, window: Window, prepared: Prepared, stream: Stream, setting: Setting) -> Student:
-        """At the integers that GPTQ finds for ``stream``, linear after linear."""
+    def solved(self, window: Window, prepared: Prepared, setting: Setting) -> Student:
+        """At the integers that GPTQ finds, linear after linear."""
         weights = dict[str, RoundedWeight]()
         with window.runner.installed(prepared.surroundings, ()):
-            for (stop,) in window.walk(stream, attention=prepared.attention):
+            for (stop,) in window.walk(window.quantized, attention=prepared.attention):
                 transform = prepared.transforms.get(stop.names)
                 started = {name: weight for name in stop.names if (weight := carried(window, name, setting))}
                 if stop.names and not started:

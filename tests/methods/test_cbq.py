@@ -17,6 +17,7 @@ from harness.method import QuantizedWindow
 from harness.methods.cbq import CBQ
 from harness.methods.cbq_objective import Errors, Text
 from harness.methods.cbq_rounding import RoundedWeight, inverse_rectified_sigmoid
+from harness.methods.cbq_start import Start
 from harness.methods.cbq_student import Student
 from harness.models import LoadedModel
 from harness.progress import silent
@@ -240,11 +241,12 @@ def test_without_training_it_is_the_initialization(
     assert all(started.linears[name].activation == linear.activation for name, linear in plain.linears.items())
 
 
-def test_outliers_that_matter_are_not_cut_off(tiny_model: LoadedModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("init", ["rtn", "gptq"])
+def test_outliers_that_matter_are_not_cut_off(tiny_model: LoadedModel, tmp_path: Path, init: str) -> None:
     """One weight that makes a massive activation, as trained models have: without it all of the output is another."""
     name = "model.layers.0.mlp.down_proj"
     tiny_model.module.get_submodule(name).weight.data[5, 7] = 40.0
-    still = {"init": "rtn", "epochs": 1, "rounding_lr": 0.0, "scale_lr": 0.0, "cfp_weights": True}
+    still = {"init": init, "epochs": 1, "rounding_lr": 0.0, "scale_lr": 0.0, "cfp_weights": True}
     row = {}
     for guard in (True, False):
         report = run(tiny_model, CBQ(guard=guard, **still), tmp_path / str(guard), "W4A16g16").report
@@ -252,6 +254,19 @@ def test_outliers_that_matter_are_not_cut_off(tiny_model: LoadedModel, tmp_path:
     assert (row[True]["start"], row[False]["start"]) == ("plain", "cfp")
     assert "outliers" not in row[True] and row[False]["outliers"] == 1
     assert row[True]["held_out"] < 0.2 * row[False]["held_out"]
+
+
+def test_whatever_is_chosen_is_solved_for_once(
+    tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPTQ is what a start costs: of the two that are compared only the better one gets it."""
+    tiny_model.module.model.layers[1].input_layernorm.weight.data[3] = 60.0  # a channel to scale
+    solved = []
+    original = Start.solved
+    monkeypatch.setattr(Start, "solved", lambda start, *rest: solved.append(rest) or original(start, *rest))
+    report = run(tiny_model, CBQ(epochs=1), tmp_path, "W4A4").report
+    assert "cfp" in {row["start"] for row in report}
+    assert len(solved) == len({row["window"] for row in report})
 
 
 def test_nothing_but_what_is_learned_is_touched(tiny_model: LoadedModel, tmp_path: Path) -> None:
