@@ -154,7 +154,7 @@ def test_a_run_accepts_more_and_refuses_other_terms(finished: Path, tiny_folder:
         assert "use another --out" in refused.stderr
 
 
-@pytest.mark.fault(12, 13, 16, 19)
+@pytest.mark.fault_with_real_cells(12, 13, 16, 19)
 def test_every_broken_method_ends_by_its_name_and_costs_its_own_cell_only(
     finished: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -185,7 +185,7 @@ def test_every_broken_method_ends_by_its_name_and_costs_its_own_cell_only(
     assert [(row["status"], row["value"], row["metric"]) for row in rows] == [("crashed", None, None)]
 
 
-@pytest.mark.fault(3)
+@pytest.mark.fault_with_real_cells(3)
 def test_interrupt_records_the_cell_and_the_same_command_goes_on(
     finished: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -207,7 +207,7 @@ def test_interrupt_records_the_cell_and_the_same_command_goes_on(
     assert "start" not in third.stderr  # a timeout is not run again unasked
 
 
-@pytest.mark.fault(25)
+@pytest.mark.fault_with_real_cells(25)
 def test_two_jobs_give_the_integers_of_one(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished / "inputs", out / "inputs")
@@ -232,7 +232,7 @@ def test_a_lost_store_is_rebuilt_from_the_cells(finished: Path, tiny_folder: Pat
 KILLS = int(os.environ.get("HARNESS_TEST_KILLS", "4"))  # tests/faults has many more, of quicker cells
 
 
-@pytest.mark.fault(1)
+@pytest.mark.fault_with_real_cells(1)
 def test_kills_at_any_moment_lose_nothing(finished: Path, tiny_folder: Path, tmp_path: Path) -> None:
     """SIGKILL supervisor or worker at random moments; the same command finishes, and the results are byte-equal."""
     out, dice = tmp_path / "run", random.Random(0)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from made_runs import CELL
 
+from harness.checkpoint import open_checkpoint
 from harness.errors import BadOutput, HarnessError, Infrastructure, Unsupported
-from harness.worker import Timings, how_it_ended
+from harness.events import Events
+from harness.placement import IN_MEMORY
+from harness.registry import describe_methods, find_method
+from harness.runfolder import CellFolder
+from harness.worker import Job, Timings, how_it_ended
+
+BROKEN = Path(__file__).parent / "broken_methods"
 
 
 def raiser(error: BaseException):
@@ -36,6 +46,33 @@ def raiser(error: BaseException):
 )
 def test_every_exception_has_a_status(error: BaseException, status: str, reason: str) -> None:
     assert how_it_ended(raiser(error)) == (status, reason)
+
+
+@pytest.mark.fault(12, 19)
+@pytest.mark.parametrize(
+    ("name", "status", "reason"),
+    [
+        ("raises_at_import", "error", "RuntimeError: broken on purpose at import"),
+        ("raises_when_made", "error", "TypeError: broken on purpose when made"),
+        ("raises", "error", "ValueError: broken on purpose"),
+        ("supports_nothing", "unsupported", "W4A16g64 is not for me"),
+        ("returns_nan", "bad_output", "scale"),
+    ],
+)
+def test_every_broken_method_ends_by_its_name(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str, reason: str
+) -> None:
+    monkeypatch.setattr("harness.worker.make_deterministic", lambda threads, seed: None)  # that stays for other tests
+    source = str(BROKEN / f"{name}.py")
+    cell = replace(
+        CELL, method=name, method_source=source, method_sha256=find_method(source, describe_methods()).sha256,
+        model_path=str(tiny_folder), weights_sha256=open_checkpoint(tiny_folder).sha256(), setting="W4A16g64",
+    )  # fmt: skip
+    job = Job(cell, CellFolder(tmp_path), 1, IN_MEMORY, Events(None), Timings())
+    named, why = how_it_ended(job.run)
+    assert named == status
+    assert reason in (why or "")
+    assert not any(tmp_path.glob("quantized*"))
 
 
 def test_torch_that_cannot_allocate_is_out_of_memory() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 Figure = Callable[[int, str], None]
+MARKS = ("fault", "fault_with_real_cells")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,9 +22,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--table", type=Path, help="also write the table of faults to this file, as Markdown")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--long") and config.option.markexpr == "fault":
+        config.option.markexpr = " or ".join(MARKS)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for mark in item.iter_markers("fault"):
+        for mark in (mark for name in MARKS for mark in item.iter_markers(name)):
             item.user_properties += [("fault", row) for row in mark.args]
 
 
