@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,28 @@ joined = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=Fa
 print(joined.address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """
+MACHINES = """
+import sys
+from ray.cluster_utils import Cluster
+room = dict(object_store_memory=80_000_000)
+cluster = Cluster(initialize_head=True, head_node_args=dict(room, num_cpus=0, temp_dir=sys.argv[1]))
+machine = cluster.add_node(num_cpus=1, **room)
+print(cluster.address, flush=True)
+sys.stdin.readline()
+cluster.remove_node(machine, allow_graceful=False)
+cluster.add_node(num_cpus=1, **room)
+print("replaced", flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings_of_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # it listens on the loopback interface only
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's own 15 leaves cells nothing of a busy machine
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +65,17 @@ def cluster(cache_of_the_tests: Path) -> Iterator[str]:
 
     ``HARNESS_TEST_RAY`` names one on this machine that is there already: Ray gives up on a start that takes long.
     """
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens on the loopback interface only
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray's own 15 leaves cells nothing of a busy machine
     if address := os.environ.get("HARNESS_TEST_RAY"):
         yield address
         return
-    start = [sys.executable, "-P", "-c", CLUSTER]
+    with script(CLUSTER) as (_, address):
+        yield address
+
+
+@contextmanager
+def script(text: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A script that starts a cluster: the process, and the address that it says. It ends with its input."""
+    start = [sys.executable, "-P", "-c", text]
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,  # sockets: short
         subprocess.Popen([*start, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
@@ -54,7 +83,7 @@ def cluster(cache_of_the_tests: Path) -> Iterator[str]:
         assert process.stdin is not None and process.stdout is not None
         address = process.stdout.readline().strip()
         assert address, "Ray did not start"
-        yield address
+        yield process, address
         process.stdin.close()
 
 
@@ -160,6 +189,24 @@ def test_a_killed_ray_worker_costs_one_more_attempt(
     assert not alive(child)
     reason = store.read(prepared / "run.sqlite").attempts
     assert any("lost by Ray" in (row.reason or "") for row in reason)
+
+
+@pytest.mark.fault(2)
+def test_a_lost_machine_costs_one_more_attempt(
+    prepared: Path, tiny_folder: Path, sleepy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it: its raylet, its workers, its store. The cell waits for another machine and is run there."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # several machines do not listen on the loopback interface
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    with script(MACHINES) as (machines, address):
+        driver = subprocess.Popen(words(tiny_folder, prepared, *on_ray(address), methods=str(sleepy)))
+        child = sleeper(sleepy)
+        print(file=machines.stdin, flush=True)
+        assert machines.stdout is not None and machines.stdout.readline() == "replaced\n"
+        assert driver.wait(timeout=PATIENCE_SECONDS) == 0
+    assert statuses(prepared) == {"fp": ["ok"], "sleepy": ["infra", "ok"]}
+    assert not alive(child)
+    assert any("lost by Ray" in (row.reason or "") for row in store.read(prepared / "run.sqlite").attempts)
 
 
 @pytest.mark.fault(1)
