@@ -8,29 +8,22 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 from faults.boundaries import Nobody
 from faults.damage import all_different
 from faults.quick import Quick, left_behind, results, statuses, wait_for
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from made_runs import CELL
 
 from harness import store
-from harness.endings import STATUSES
-from harness.errors import BadOutput, HarnessError
+from harness.errors import HarnessError
 from harness.executors.local import LocalExecutor
 from harness.limits import Limits
-from harness.planfile import Plan, read_plan, write_plan
+from harness.planfile import read_plan
 from harness.runfolder import RunFolder
-from harness.store import Attempt, Measured, Run, Store
+from harness.store import Run, Store
 
 WHEN = "2026-01-01T00:00:00+00:00"
-Row = TypeVar("Row", Measured, Attempt)
 
 
 @pytest.fixture(scope="module")
@@ -201,160 +194,6 @@ def test_33_stores_that_were_written_when_the_schema_was_new_are_read(figure) ->
     for path in golden:
         assert store.read(path).measured
     figure(33, f"{len(golden)} of {len(golden)} golden stores read; one schema so far, so that none is migrated")
-
-
-NUMBERS = st.one_of(
-    st.floats(allow_nan=True, allow_infinity=True), st.integers(-(2**53), 2**53), st.none(), st.text(max_size=3),
-    st.sampled_from([2**63, 2**70, 0.0, -0.0, 0.5, 1.0, 1.5, 20.5, 1e308, -1e-300, -1, 0, 1, 2]),
-)  # fmt: skip
-WORDS = st.one_of(st.sampled_from([*STATUSES, "fine", "", "OK"]), st.text(max_size=5), st.none(), st.integers(0, 3))
-CELLS = st.sampled_from(["0123456789abcdef", "short", "", "0123456789ABCDEF", None])
-METRICS = st.sampled_from(["acc", "acc_norm", "token_perplexity", "kl", "", None])
-ROW = Measured("0123456789abcdef", "pydoc", "acc", 0.5, 0.01, 100, 1, 1.5, WHEN)
-END = Attempt("0123456789abcdef", 1, 1, "ok", None, 0, 1.0, 2.0, 3.0, 10**9, 4.25, 10**8, WHEN)
-OF_A_ROW = {"cell": CELLS, "metric": METRICS} | dict.fromkeys(
-    ("value", "stderr", "n", "higher_is_better", "seconds"), NUMBERS
-)
-OF_AN_END = {"cell": CELLS, "status": WORDS, "reason": st.one_of(st.none(), st.text(max_size=3))} | dict.fromkeys(
-    ("run", "returncode", "load_seconds", "quantize_seconds", "evaluate_seconds", "peak_memory_bytes",
-     "bits_per_weight", "packed_bytes"), NUMBERS,
-)  # fmt: skip
-
-
-def changed(sound: Row, strategies: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Row]:
-    """A sound row with up to three values that may well be impossible."""
-    return st.sets(st.sampled_from(sorted(strategies)), max_size=3).flatmap(
-        lambda names: st.fixed_dictionaries({name: strategies[name] for name in sorted(names)}).map(
-            lambda values: sound._replace(**values)
-        )
-    )
-
-
-def _is_number(value: object, least: float = float("-inf"), most: float = 1.7e308) -> bool:
-    return isinstance(value, int | float) and least <= value <= most
-
-
-def _possible(row: Measured) -> bool:
-    bounds = {"acc": (0, 1.001), "acc_norm": (0, 1.001), "token_perplexity": (0.999, 1.7e308)}
-    least, most = bounds.get(row.metric, (-1.7e308, 1.7e308))
-    return (
-        row.cell is not None and len(row.cell) == 16 and bool(row.metric) and _is_number(row.value, least, most)
-        and (row.stderr is None or _is_number(row.stderr, 0)) and _is_number(row.n, 0)
-        and row.higher_is_better in (0, 1) and _is_number(row.seconds, 0)
-    )  # fmt: skip
-
-
-def _possible_end(row: Attempt) -> bool:
-    amounts = (
-        row.load_seconds, row.quantize_seconds, row.evaluate_seconds, row.peak_memory_bytes, row.bits_per_weight,
-        row.packed_bytes,
-    )  # fmt: skip
-    return (
-        row.status in STATUSES and (row.status == "ok") == (row.reason is None) and row.cell is not None
-        and _is_number(row.run, 1) and all(value is None or _is_number(value, 0) for value in amounts)
-    )  # fmt: skip
-
-
-@pytest.mark.fault(34)
-def test_34_impossible_rows_are_refused(tmp_path: Path, long: bool, figure) -> None:
-    """What the store takes is possible, and comes back as it was given; the rest leaves no trace."""
-    recording, path = Store(tmp_path / "run.sqlite"), tmp_path / "run.sqlite"
-    counts = {"taken": 0, "refused": 0}
-    taken: dict[str, list[Any]] = {"measured": [], "attempts": []}
-
-    @settings(max_examples=5000 if long else 250, deadline=None, database=None)
-    @given(changed(ROW, OF_A_ROW), changed(END, OF_AN_END))
-    def examine(row: Measured, end: Attempt) -> None:
-        row = row._replace(task=str(sum(counts.values())))
-        end = end._replace(attempt=sum(counts.values()) + 1)
-        for add, value, kind, possible in (
-            (recording.add_measured, [row], "measured", _possible(row)),
-            (recording.add_attempt, end, "attempts", _possible_end(end)),
-        ):
-            try:
-                add(value)
-            except (BadOutput, TypeError):
-                counts["refused"] += 1
-                assert repr(value) != repr([ROW._replace(task=row.task)])
-                assert repr(value) != repr(END._replace(attempt=end.attempt))
-            else:
-                counts["taken"] += 1
-                assert possible, value
-                taken[kind].append(row if kind == "measured" else end)
-
-    examine()
-    recording.close()
-    found = store.read(path)
-    assert found.measured == taken["measured"]
-    assert found.attempts == taken["attempts"]
-    assert min(counts.values()) > sum(counts.values()) / 20
-    figure(
-        34,
-        f"{sum(counts.values()):,} generated rows: {counts['refused']:,} refused, {counts['taken']:,} taken, none of "
-        "which was impossible",
-    )
-
-
-@pytest.mark.fault(35)
-def test_35_very_many_cells(tmp_path: Path, long: bool, figure) -> None:
-    """Ten times the rows: as many times the seconds at the most, and no more memory than the rows themselves take."""
-    tasks = tuple(f"t{n}" for n in range(12))
-    costs = []
-    for count in (1000, 10_000) if long else (200, 2000):
-        run = tmp_path / str(count)
-        cells = tuple(replace(CELL, seed=seed, tasks=tasks) for seed in range(count))
-        write_plan(run / "plan.json", Plan({}, {}, cells))
-        recording = Store(run / "run.sqlite")
-        recording.add_measured([Measured(c.id, t, "acc", 0.5, 0.01, 9, 1, 1.0, WHEN) for c in cells for t in tasks])
-        recording.close()
-        costs.append((count * len(tasks), *_costs("results", str(run), "--format", "json")))
-    (few, few_seconds, few_bytes), (many, seconds, peak) = costs
-    a_row = (peak - few_bytes) / (many - few)
-    assert seconds < 1 + 10 * few_seconds
-    assert a_row < 3000
-    size = (run / "run.sqlite").stat().st_size
-    figure(
-        35,
-        f"{count:,} cells, {many:,} rows, {size / 1e6:.0f} MB: printed in {seconds:.1f} s of processor time, "
-        f"{peak / 1e6:.0f} MB at most, {a_row:,.0f} bytes a row",
-    )
-
-
-@pytest.mark.fault(35)
-def test_35_very_many_methods(quick: Quick, tmp_path: Path, figure) -> None:
-    """None of them is imported to be listed; one of them would never return."""
-    plain = (Path(__file__).parents[2] / "methods" / "rtn.py").read_text()
-    for n in range(50):
-        (tmp_path / f"mine{n}.py").write_text(plain.replace('"rtn"', f'"mine{n}"') + "\nwhile True: pass" * (n == 7))
-    methods = ",".join(str(path) for path in sorted(tmp_path.glob("mine*.py")))
-    words = ["run", "--methods", methods, "--models", str(quick.model), "--settings", "W4A16", "--dry-run"]
-    seconds, peak = _costs(*words)
-    assert seconds < 5
-    assert peak < 200e6
-    figure(35, f"50 methods planned in {seconds:.1f} s of processor time, {peak / 1e6:.0f} MB")
-
-
-COSTS = """
-import sys, time
-from harness import processes
-from harness.cli import main
-try:
-    main()
-except SystemExit as end:
-    assert not end.code
-sys.stderr.write(f"{time.process_time()} {processes.peak_resident_bytes()}")
-"""
-
-
-def _costs(*words: str) -> tuple[float, int]:
-    """Processor seconds and the most memory of a command in a process of its own, as it says itself.
-
-    What the system says of a child begins with the memory of the process that it was forked from.
-    """
-    command = [sys.executable, "-P", "-c", COSTS, *words]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
-    seconds, peak = done.stderr.split()[-2:]
-    return float(seconds), int(peak)
 
 
 @pytest.mark.fault(9)

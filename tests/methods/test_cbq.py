@@ -9,40 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from cbq_runs import CALIBRATION, W2A16, run, same
 
-from harness.driver import quantize_model
 from harness.errors import BadOutput, HarnessError
 from harness.kernels.execute import kernel_modules, packed_layers
 from harness.method import QuantizedWindow
 from harness.methods.cbq import CBQ
-from harness.methods.cbq_objective import Errors, Text
+from harness.methods.cbq_objective import Text
 from harness.methods.cbq_rounding import RoundedWeight, inverse_rectified_sigmoid
-from harness.methods.cbq_start import Start
 from harness.methods.cbq_student import Student
 from harness.models import LoadedModel
-from harness.progress import silent
 from harness.quantized import QuantizedModel
 from harness.quantizer import WeightFormat, decode, encode, expand, find_grid
-from harness.registry import create_method
 from harness.settings import Setting
 from harness.simulation import simulate
 from harness.window import Window
-
-CALIBRATION = torch.randint(2, 512, (10, 32), generator=torch.Generator().manual_seed(0))
-W2A16 = Setting.parse("W2A16g16")
-
-
-def run(model: LoadedModel, method: Any, folder: Path, setting: str = "W2A16g16", progress: Any = silent) -> Any:
-    parsed = Setting.parse(setting)
-    return quantize_model(model, method, parsed, CALIBRATION, seed=0, checkpoints=folder, progress=progress)
-
-
-def same(one: QuantizedModel, other: QuantizedModel) -> bool:
-    return one.linears.keys() == other.linears.keys() and all(
-        torch.equal(getattr(one.linears[n], part), getattr(other.linears[n], part))
-        for n in one.linears
-        for part in ("codes", "scales", "zeros")
-    )
 
 
 @pytest.mark.parametrize(
@@ -171,104 +152,6 @@ def test_commitment_acts_on_leaving_blocks_alone(four_blocks: LoadedModel, tmp_p
     assert max(undecided[name, 1] for name in shared) < 0.02
 
 
-@dataclass(frozen=True)
-class Compared(CBQ):
-    """Compares what is trained with what would ship at that moment."""
-
-    def train(self, window: Window, student: Student, text: Text) -> dict[str, float]:
-        x = text.sequences[0].inputs
-        trained = window.forward_through(x, student.modules("straight_through"))
-        assert torch.equal(trained, window.forward(x, student.hardened()))
-        return super().train(window, student, text)
-
-
-@pytest.mark.parametrize(
-    ("setting", "rotate"),
-    [("W4A4", "none"), ("W4A4KV4", "none"), ("W4A4KV4", "hadamard"), ("W4A4", "duquant"), ("W2A16g16", "hadamard")],
-)
-def test_training_begins_at_what_would_ship(tiny_model: LoadedModel, tmp_path: Path, setting: str, rotate: str) -> None:
-    """Scaled, rotated, with activations, keys and values quantized, to the last bit."""
-    tiny_model.module.model.layers[1].post_attention_layernorm.weight.data[[3, 9]] *= 30
-    result = run(tiny_model, Compared(epochs=1, rotate=rotate, guard=False), tmp_path, setting)
-    assert all((linear.transform is None) == (rotate == "none") for linear in result.linears.values())
-    assert all((spec.rotation is None) == (rotate == "none") for spec in result.attention.values())
-    scaled = setting.startswith("W4A4") or rotate != "none"
-    assert bool(result.norms) == scaled
-    rows = {row["layer"]: row for row in result.report}
-    assert ("channels_scaled" in rows["model.layers.1.mlp.up_proj"]) == scaled
-    if setting == "W4A4" and rotate == "none":
-        assert rows["model.layers.1.mlp.up_proj"]["channels_scaled"] > 0
-
-
-def test_a_guarded_window_keeps_its_initialization(tiny_model: LoadedModel, tmp_path: Path) -> None:
-    spoilt = {"init": "rtn", "epochs": 2, "rounding_lr": 3.0, "scale_lr": 0.5}
-    judged: list[Errors] = []
-
-    @dataclass(frozen=True)
-    class Judged(CBQ):
-        def errors(self, *args: Any) -> Errors:
-            judged.append(super().errors(*args))
-            return judged[-1]
-
-    guarded = run(tiny_model, Judged(**spoilt), tmp_path / "guarded")
-    rounded = run(tiny_model, create_method("rtn", {}), tmp_path / "rtn")
-    kept = {row["layer"]: row["kept_initialization"] for row in guarded.report}
-    assert any(kept.values())
-    for row in guarded.report:
-        start, trained = judged[2 * row["window"] : 2 * row["window"] + 2]
-        assert row["kept_initialization"] == (not trained.better_than(start))
-        assert row["kept_initialization"] or row["held_out"] < row["held_out_before"]
-        same_codes = torch.equal(guarded.linears[row["layer"]].codes, rounded.linears[row["layer"]].codes)
-        assert same_codes == kept[row["layer"]]
-    free = run(tiny_model, CBQ(**spoilt, guard=False), tmp_path / "free")
-    assert not any(row["kept_initialization"] for row in free.report) and not same(free, guarded)
-
-
-@pytest.mark.parametrize("setting", ["W2A16g16", "W4A8", "W4A4"])
-@pytest.mark.parametrize("init", ["rtn", "gptq"])
-def test_without_training_it_is_the_initialization(
-    tiny_model: LoadedModel, tmp_path: Path, init: str, setting: str
-) -> None:
-    """To the last bit, activation clipping included: what the guard goes back to is what the plain method gives."""
-    still = CBQ(
-        init=init, epochs=1, rounding_lr=0.0, scale_lr=0.0, clip_lr=0.0, cfp_weights=False, cfp_activations=False
-    )
-    started, plain = (
-        run(tiny_model, method, tmp_path / name, setting)
-        for name, method in (("cbq", still), ("plain", create_method(init, {})))
-    )
-    assert same(started, plain)
-    assert all(started.linears[name].activation == linear.activation for name, linear in plain.linears.items())
-
-
-@pytest.mark.parametrize("init", ["rtn", "gptq"])
-def test_outliers_that_matter_are_not_cut_off(tiny_model: LoadedModel, tmp_path: Path, init: str) -> None:
-    """One weight that makes a massive activation, as trained models have: without it all of the output is another."""
-    name = "model.layers.0.mlp.down_proj"
-    tiny_model.module.get_submodule(name).weight.data[5, 7] = 40.0
-    still = {"init": init, "epochs": 1, "rounding_lr": 0.0, "scale_lr": 0.0, "cfp_weights": True}
-    row = {}
-    for guard in (True, False):
-        report = run(tiny_model, CBQ(guard=guard, **still), tmp_path / str(guard), "W4A16g16").report
-        row[guard] = next(row for row in report if row["layer"] == name)
-    assert (row[True]["start"], row[False]["start"]) == ("plain", "cfp")
-    assert "outliers" not in row[True] and row[False]["outliers"] == 1
-    assert row[True]["held_out"] < 0.2 * row[False]["held_out"]
-
-
-def test_whatever_is_chosen_is_solved_for_once(
-    tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """GPTQ is what a start costs: of the two that are compared only the better one gets it."""
-    tiny_model.module.model.layers[1].input_layernorm.weight.data[3] = 60.0  # a channel to scale
-    solved = []
-    original = Start.solved
-    monkeypatch.setattr(Start, "solved", lambda start, *rest: solved.append(rest) or original(start, *rest))
-    report = run(tiny_model, CBQ(epochs=1), tmp_path, "W4A4").report
-    assert "cfp" in {row["start"] for row in report}
-    assert len(solved) == len({row["window"] for row in report})
-
-
 def test_nothing_but_what_is_learned_is_touched(tiny_model: LoadedModel, tmp_path: Path) -> None:
     before = {name: p.clone() for name, p in tiny_model.module.named_parameters()}
     method = Watched(epochs=1)
@@ -301,19 +184,6 @@ def test_targets_are_the_models_own(tiny_model: LoadedModel, tmp_path: Path) -> 
 def test_divergence_is_named(tiny_model: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(BadOutput, match="diverged"):
         run(tiny_model, CBQ(scale_lr=math.nan, epochs=2), tmp_path)
-
-
-def test_truncated_weights_get_their_own_grid(tiny_model: LoadedModel, tmp_path: Path) -> None:
-    name = "model.layers.0.mlp.up_proj"
-    weight = tiny_model.module.get_submodule(name).weight
-    weight.data[5, 7] = 40.0
-    options = {"init": "rtn", "epochs": 1, "rounding_lr": 0.0, "scale_lr": 0.0, "guard": False, "cfp_weights": True}
-    result = run(tiny_model, CBQ(**options), tmp_path, "W4A16")
-    row = next(row for row in result.report if row["layer"] == name)
-    assert row["outliers"] == 1 and row["threshold"] < 1.5
-    expected = find_grid(weight.clamp(-row["threshold"], row["threshold"]), result.linears[name].grid.format)
-    assert torch.equal(result.linears[name].scales, expected.scales)
-    assert torch.equal(result.linears[name].codes, encode(weight, expected))
 
 
 def on_a_grid(model: LoadedModel, setting: Setting) -> None:
