@@ -9,7 +9,12 @@ from jaxtyping import UInt8
 
 
 def pack_bits(codes: UInt8[torch.Tensor, "*shape"], bits: int) -> UInt8[torch.Tensor, " packed"]:
-    """The codes in row-major order, first code in the lowest bits; the last word is padded with zeros."""
+    """The codes in row-major order, first code in the lowest bits; the last word is padded with zeros.
+
+    Raises ValueError for codes that do not fit: their upper bits would be those of their neighbours.
+    """
+    if codes.numel() and int(codes.max()) >= 2**bits:
+        raise ValueError(f"a code of {int(codes.max())} does not fit in {bits} bits")
     codes_per_word, bytes_per_word = _word(bits)
     flat = _padded(codes.flatten(), codes_per_word).reshape(-1, codes_per_word)
     word = flat[:, 0].to(_type(bytes_per_word), copy=True)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,3 +21,9 @@ def test_first_code_lies_in_the_lowest_bits() -> None:
 
 def test_three_bits_take_three_bytes_for_eight_codes() -> None:
     assert pack_bits(torch.full((8,), 7, dtype=torch.uint8), 3).tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_code_that_does_not_fit_is_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match=f"does not fit in {bits} bits"):
+        pack_bits(torch.tensor([0, 2**bits, 0, 0], dtype=torch.uint8), bits)
