@@ -108,7 +108,8 @@ class CBQ:
     batch: int = 1
     """sequences in a step"""
     rounding_lr: float = 0.03
-    """learning rate of V, or of A₁ and A₂"""
+    """learning rate of V, or of A₁ and A₂, at 2 bits; half of it for each bit more, where activations of b bits cost as
+    much as weights of b − 2"""
     scale_lr: float = 0.02
     """learning rate of v at 2 bits, where a scale is 2σ(v) of what it was; half of it for each bit more"""
     clip_lr: float = 0.08
@@ -168,52 +169,36 @@ class CBQ:
         return replace(after if learned else before, report=tuple(rows), state=state if learned else {})
 
     def begin(self, window: Window, held: Text, setting: Setting) -> Begun:
-        """GPTQ's or rounded integers of the plain weights, or of those that CFP has prepared.
+        """GPTQ's or rounded integers of the plain weights or, where CFP has something to prepare and that answers
+        ``held`` better, of those that it has prepared.
 
         They are those of all of the text: training, which has not seen what is held out, has to be better than the best
-        that would ship without it.
-        """
-        name, prepared = self.prepare(window, held, setting)
-        student = self.initial(window, prepared, setting)
-        described = {linear: prepared.described(linear) for linear in window.linears}
-        ships = student.hardened()
-        errors = self.errors(window, held, ships)
-        return Begun(name, student, ships, errors, described, prepared.state(window.staying))
-
-    def prepare(self, window: Window, held: Text, setting: Setting) -> tuple[str, Prepared]:
-        """The window plain, or as CFP has prepared it if that, with its weights rounded, answers ``held`` better.
-
-        Rounded and not solved for: of two starts that were fitted to ``held``, the one that fits it closer need not be
-        the better one, and rounding knows no text. (Under ``rotate`` there is nothing that CFP could choose.)
+        that would ship without it. (Under ``rotate`` there is nothing that CFP could choose.)
         """
         plain = Preparation(None, None, self.exponent, self.rotate).of(window)
         scales = self.cfp_activations and setting.quantizes_activations
         if self.rotate != "none" or not (scales or self.cfp_weights):
-            return "plain", plain
+            return self.begun("plain", plain, window, held, setting)
         channels = self.outliers(self.max_channels) if scales else None
         weights = self.outliers(self.max_truncated) if self.cfp_weights else None
-        cfp = Preparation(channels, weights, self.exponent).of(window)
-        if not cfp.changes:
-            return "plain", plain
-        if self.guard:
-            of_plain, of_cfp = (
-                self.errors(window, held, self.start.rounded(window, prepared, setting).hardened())
-                for prepared in (plain, cfp)
-            )
-            if not of_cfp.better_than(of_plain):
-                return "plain", plain
-        return "cfp", cfp
+        prepared = Preparation(channels, weights, self.exponent).of(window)
+        if not prepared.changes:
+            return self.begun("plain", plain, window, held, setting)
+        cfp = self.begun("cfp", prepared, window, held, setting)
+        if not self.guard:
+            return cfp
+        plainly = self.begun("plain", plain, window, held, setting)
+        return cfp if cfp.errors.better_than(plainly.errors) else plainly
 
-    def initial(self, window: Window, prepared: Prepared, setting: Setting) -> Student:
+    def begun(self, name: str, prepared: Prepared, window: Window, held: Text, setting: Setting) -> Begun:
         """The window as ``init`` quantizes it."""
-        window.progress(f"{window.blocks[-1].name}: {self.init}")
-        if self.init == "gptq":
-            return self.start.solved(window, prepared, setting)
-        return self.start.rounded(window, prepared, setting)
-
-    @property
-    def start(self) -> Start:
-        return Start(self.rounding, self.rank, self.residual, self.damp)
+        window.progress(f"{window.blocks[-1].name}: {self.init}, {name}")
+        start = Start(self.rounding, self.rank, self.residual, self.damp)
+        quantize = start.solved if self.init == "gptq" else start.rounded
+        student = quantize(window, prepared, setting)
+        ships = student.hardened()
+        described = {linear: prepared.described(linear) for linear in window.linears}
+        return Begun(name, student, ships, self.errors(window, held, ships), described, prepared.state(window.staying))
 
     def outliers(self, max_fraction: float) -> Outliers:
         """How outliers are told from the rest, where more than ``max_fraction`` cannot be any."""
@@ -231,7 +216,12 @@ class CBQ:
         rounding, scales, clips = student.parameters()
         bits = student.setting
         learned: list[tuple[list[nn.Parameter], float, Decay]] = [
-            (rounding, self.rounding_lr, cosine if self.relaxation == "straight_through" else lambda _: 1.0),
+            # The closer a start is, the more of the flips that a step makes are for the worse.
+            (
+                rounding,
+                self.rounding_lr * 2.0 ** (2 - min(bits.weight_bits, bits.activation_bits - 2)),
+                cosine if self.relaxation == "straight_through" else lambda _: 1.0,
+            ),
             # What stretches a grid moves its outermost level by 2^(bits − 1) steps at once.
             (scales, self.scale_lr * 2.0 ** (2 - bits.weight_bits), cosine),
             (clips, self.clip_lr * 2.0 ** (2 - bits.activation_bits), cosine),

@@ -10,6 +10,7 @@ from cbq_runs import run, same
 
 from harness.methods.cbq import CBQ
 from harness.methods.cbq_objective import Errors, Text
+from harness.methods.cbq_prepare import Prepared
 from harness.methods.cbq_start import Start
 from harness.methods.cbq_student import Student
 from harness.models import LoadedModel
@@ -103,17 +104,20 @@ def test_outliers_that_matter_are_not_cut_off(tiny_model: LoadedModel, tmp_path:
     assert row[True]["held_out"] < 0.2 * row[False]["held_out"]
 
 
-def test_whatever_is_chosen_is_solved_for_once(
-    tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("guard", [True, False])
+def test_every_way_to_begin_is_solved_for_once(
+    tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guard: bool
 ) -> None:
-    """GPTQ is what a start costs: of the two that are compared only the better one gets it."""
+    """GPTQ is what a start costs. On all of the text: the one that is chosen is the one that is trained, or ships."""
     tiny_model.module.model.layers[1].input_layernorm.weight.data[3] = 60.0  # a channel to scale
-    solved = []
+    solved: list[Prepared] = []
     original = Start.solved
-    monkeypatch.setattr(Start, "solved", lambda start, *rest: solved.append(rest) or original(start, *rest))
-    report = run(tiny_model, CBQ(epochs=1), tmp_path, "W4A4").report
+    monkeypatch.setattr(Start, "solved", lambda start, w, p, s: solved.append(p) or original(start, w, p, s))
+    report = run(tiny_model, CBQ(epochs=1, guard=guard), tmp_path, "W4A4").report
     assert "cfp" in {row["start"] for row in report}
-    assert len(solved) == len({row["window"] for row in report})
+    windows, scaled = len({row["window"] for row in report}), sum(prepared.changes for prepared in solved)
+    assert scaled > 0
+    assert len(solved) == windows + guard * scaled
 
 
 def test_truncated_weights_get_their_own_grid(tiny_model: LoadedModel, tmp_path: Path) -> None:
