@@ -108,8 +108,7 @@ class CBQ:
     batch: int = 1
     """sequences in a step"""
     rounding_lr: float = 0.03
-    """learning rate of V, or of A₁ and A₂, at 2 bits; half of it for each bit more, where activations of b bits cost as
-    much as weights of b − 2"""
+    """learning rate of V, or of A₁ and A₂"""
     scale_lr: float = 0.02
     """learning rate of v at 2 bits, where a scale is 2σ(v) of what it was; half of it for each bit more"""
     clip_lr: float = 0.08
@@ -216,12 +215,7 @@ class CBQ:
         rounding, scales, clips = student.parameters()
         bits = student.setting
         learned: list[tuple[list[nn.Parameter], float, Decay]] = [
-            # The closer a start is, the more of the flips that a step makes are for the worse.
-            (
-                rounding,
-                self.rounding_lr * 2.0 ** (2 - min(bits.weight_bits, bits.activation_bits - 2)),
-                cosine if self.relaxation == "straight_through" else lambda _: 1.0,
-            ),
+            (rounding, self.rounding_lr, cosine if self.relaxation == "straight_through" else lambda _: 1.0),
             # What stretches a grid moves its outermost level by 2^(bits − 1) steps at once.
             (scales, self.scale_lr * 2.0 ** (2 - bits.weight_bits), cosine),
             (clips, self.clip_lr * 2.0 ** (2 - bits.activation_bits), cosine),
