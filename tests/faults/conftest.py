@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--long") and config.option.markexpr == "fault":
+    if config.getoption("--long", False) and config.option.markexpr == "fault":
         config.option.markexpr = " or ".join(MARKS)
 
 
