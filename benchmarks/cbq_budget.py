@@ -17,6 +17,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness.specs import canonical
+
 GREY = "#777777"
 CURVES = {
     "windows of 1": ["cbq:epochs=1", "cbq:epochs=2", "cbq:epochs=4", "cbq"],
@@ -59,16 +61,17 @@ def measured(run: Path) -> list[Point]:
         c["cell"]: c["quantize_seconds"]
         for c in json.loads(harness("results", str(run), "--cells", "--format", "json"))
     }
-    curves = {canonical(method): curve for curve, methods in CURVES.items() for method in methods}
+    curves = {in_order(method): curve for curve, methods in CURVES.items() for method in methods}
     points = []
     for row in json.loads(harness("results", str(run), "--format", "json")):
         if row["status"] == "ok" and row["metric"] == "token_perplexity" and row["method"] != "fp":
-            label = row["method"] + "".join(f":{key}={value}" for key, value in sorted(row["options"].items()))
+            label = canonical(row["method"], row["options"])
             points.append(Point(curves[label], label, seconds[row["cell"]], row["value"]))
     return points
 
 
-def canonical(method: str) -> str:
+def in_order(method: str) -> str:
+    """As :func:`harness.specs.canonical` writes it."""
     name, *options = method.split(":")
     return ":".join([name, *sorted(options)])
 
