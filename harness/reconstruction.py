@@ -233,9 +233,15 @@ def solve_columns(
     order: Int64[torch.Tensor, " in"],
     levels: Levels,
     block_size: int,
+    foem_beta: float = 0.0,
 ) -> UInt8[torch.Tensor, "out in"]:
-    """The codes, column after column. Block sizes do not matter to them beyond the order of sums."""
-    codes = _round_columns(weight, factor, order, levels, block_size).to(torch.uint8)
+    """The codes, column after column. Block sizes do not matter to them beyond the order of sums.
+
+    ``foem_beta`` is β of FOEM (Zheng et al., "First-Order Error Matters", AAAI 2026): a column that has drifted by d from
+    the original weight while others were rounded has a slope beside its curvature, βdH. At their minimum it has given up
+    βd, which it does when its turn comes, and the error that it then leaves to the others is less by as much again.
+    """
+    codes = _round_columns(weight, factor, order, levels, block_size, foem_beta).to(torch.uint8)
     return codes.index_select(0, order.argsort()).T.contiguous()
 
 
@@ -246,6 +252,7 @@ def _round_columns(
     order: Int64[torch.Tensor, " in"],
     levels: Levels,
     block_size: int,
+    foem_beta: float,
 ) -> Float[torch.Tensor, "in out"]:
     """The codes, as numbers, in the order of rounding.
 
@@ -254,6 +261,7 @@ def _round_columns(
     """
     size = weight.shape[1]
     columns = weight.T.contiguous().index_select(0, order)
+    undrifted = columns.clone() if foem_beta else columns
     owed = factor.T  # row k: what column k gives up to each earlier error
     errors, codes = torch.zeros_like(columns), torch.zeros_like(columns)
     block, stride = _tiling(size, block_size, levels.stride)
@@ -265,11 +273,16 @@ def _round_columns(
             tile = errors[first:last]
             earlier = tile.T
             lows: list[torch.Tensor] = []
-            rows = (columns[first:last], tile, codes[first:last], owed[first:last, first:last].contiguous())
-            for j, (column, error, code, owes) in enumerate(zip(*map(torch.unbind, rows), strict=True), first):
+            now = slice(first, last)
+            rows = (columns[now], tile, codes[now], owed[now, now].contiguous(), undrifted[now])
+            for j, (column, error, code, owes, was) in enumerate(zip(*map(torch.unbind, rows), strict=True), first):
                 column.addmv_(earlier, owes, alpha=-1)  # errors of this tile that are not made yet are zero
+                if foem_beta:
+                    column.lerp_(was, foem_beta)
                 scale, low, high = levels.of(j, column)
                 torch.div(column, scale, out=code).round_().clamp_(low, high)
+                if foem_beta:
+                    column.lerp_(was, foem_beta)
                 torch.addcmul(column, code, scale, value=-1, out=error)
                 lows.append(low)
             codes[first:last] -= torch.stack(lows)

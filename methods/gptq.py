@@ -61,6 +61,9 @@ class GPTQ:
     qronos_alpha: float = 0.0
     """α: how much of the inputs' drift from the full-precision ones the weight makes up for, 0 to 1. 1 is Qronos, but
     for the code of the first column, which it chooses with the others as they were; GPTAQ's code damps it by 0.25"""
+    foem_beta: float = 0.0
+    """β of FOEM, 0 to 1: how much of its drift from the original weight each column gives up when it is rounded. Where
+    ``qronos_alpha`` has moved the weight, its drift from there"""
     best_of_rtn: bool = False
     """keep plain rounding for the layers where its error is lower"""
     allow_rtn_fallback: bool = False
@@ -87,8 +90,8 @@ class GPTQ:
             return "qronos_alpha makes up for propagated errors: propagate_error=true"
         if self.group_aware and (self.axis == "ic" or not setting.group_size):
             return "group_aware orders groups along the inputs: axis=oc and a setting with groups, or group_aware=false"
-        if self.block_size < 1 or self.damp < 0 or not 0 <= self.qronos_alpha <= 1:
-            return "block_size from 1, damp from 0, qronos_alpha from 0 to 1"
+        if self.block_size < 1 or self.damp < 0 or not (0 <= self.qronos_alpha <= 1 and 0 <= self.foem_beta <= 1):
+            return "block_size from 1, damp from 0, qronos_alpha and foem_beta from 0 to 1"
         return None
 
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
@@ -147,7 +150,7 @@ class GPTQ:
             return rounded
         order = self.order(problem.diagonal, format)
         levels = self.levels(weight, plain, order)
-        codes = solve_columns(target, problem.factor(order), order, levels, self.block_size)
+        codes = solve_columns(target, problem.factor(order), order, levels, self.block_size, self.foem_beta)
         solved = Solution.solved(codes, levels.grid(), target, problem, rounded)
         return solved.or_rtn(rounded) if self.best_of_rtn else solved
 

@@ -311,6 +311,45 @@ def test_fresh_grids_are_those_of_the_updated_weight(size: int, block_size: int)
         assert (stale.codes.numpy() == codes).mean() < 0.98
 
 
+def foem_by_hand(weight: torch.Tensor, h: torch.Tensor, damp: float, grid: Grid, beta: float) -> np.ndarray:
+    """Each column gives up β of its drift; the rest moves by the Lagrangian of slope and curvature, in float64.
+
+    The inverse of what is left of the Hessian is made anew for every column; nothing is factorized.
+    """
+    w, hh = weight.double().numpy().copy(), h.double().numpy()
+    original, hh = w.copy(), hh + damp * np.mean(np.diag(hh)) * np.eye(len(hh))
+    scales, zeros = (t.double().expand(weight.shape).numpy() for t in expand(grid, weight.shape))
+    codes = np.zeros(w.shape)
+    for j in range(w.shape[1]):
+        w[:, j] -= beta * (w[:, j] - original[:, j])
+        codes[:, j] = np.clip(np.round(w[:, j] / scales[:, j]) + zeros[:, j], 0, 2**grid.format.bits - 1)
+        inverse = np.linalg.inv(hh[j:, j:])
+        rounded = (codes[:, j] - zeros[:, j]) * scales[:, j]
+        multiplier = (w[:, j] - rounded - beta * (w[:, j] - original[:, j])) / inverse[0, 0]
+        w[:, j + 1 :] -= np.outer(multiplier, inverse[0, 1:])
+    return codes
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+@pytest.mark.parametrize("block_size", [7, 128])
+def test_foem_moves_the_rest_by_slope_and_curvature(beta: float, block_size: int) -> None:
+    weight, x = random(32, 96), correlated(512, 96)
+    format = WeightFormat(3, 16)
+    found = solve(GPTQ(act_order=False, foem_beta=beta, block_size=block_size), weight, hessian(x), format)
+    codes = foem_by_hand(weight, x.double().T @ x.double(), 0.01, find_grid(weight, format), beta)
+    plain = solve(GPTQ(act_order=False), weight, hessian(x), format)
+    assert (found.codes.numpy() == codes).mean() > 0.999 > 0.98 > (plain.codes.numpy() == codes).mean()
+
+
+@given(SEEDS, FORMATS)
+@settings(deadline=None, max_examples=20)
+def test_a_column_that_gives_up_all_its_drift_is_rounded_as_it_was(seed: int, format: WeightFormat) -> None:
+    """β = 1: rounding to nearest, bit for bit."""
+    weight, h = random(16, 32, seed=seed), hessian(correlated(128, 32, seed=seed))
+    solution = solve(GPTQ(foem_beta=1.0), weight, h, format)
+    assert torch.equal(solution.codes, encode(weight, find_grid(weight, format)))
+
+
 CALIBRATION = torch.randint(2, 512, (6, 32), generator=torch.Generator().manual_seed(0))
 
 
@@ -352,6 +391,7 @@ def test_whole_model_is_closer_than_rounding(tiny_model: LoadedModel, tmp_path: 
         {"group_aware": True},
         {"axis": "ic"},
         {"qronos_alpha": 0.5},
+        {"foem_beta": 0.2},
         {"best_of_rtn": True},
         {"clip_search": True},
     ],
@@ -383,7 +423,7 @@ def test_unsupported_combinations_say_what_to_do() -> None:
     assert "propagate_error=true" in str(GPTQ(qronos_alpha=1.0, propagate_error=False).supports(setting))
     assert "group_aware=false" in str(GPTQ(group_aware=True).supports(Setting.parse("W4A16")))
     assert "group_aware=false" in str(GPTQ(group_aware=True, axis="ic").supports(setting))
-    for wrong in ({"block_size": 0}, {"damp": -0.5}, {"qronos_alpha": 2.0}):
+    for wrong in ({"block_size": 0}, {"damp": -0.5}, {"qronos_alpha": 2.0}, {"foem_beta": -0.1}):
         assert GPTQ(**wrong).supports(setting)  # type: ignore[arg-type]
     assert "W2 to W8" in str(GPTQ().supports(Setting.parse("W16A8")))
     assert GPTQ(static_groups=False, act_order=False).supports(setting) is None
