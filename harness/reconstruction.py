@@ -237,9 +237,9 @@ def solve_columns(
 ) -> UInt8[torch.Tensor, "out in"]:
     """The codes, column after column. Block sizes do not matter to them beyond the order of sums.
 
-    ``foem_beta`` is β of FOEM (Zheng et al., "First-Order Error Matters", AAAI 2026): a column that has drifted by d from
-    the original weight while others were rounded has a slope beside its curvature, βdH. At their minimum it has given up
-    βd, which it does when its turn comes, and the error that it then leaves to the others is less by as much again.
+    ``foem_beta`` is β of FOEM (Zheng et al., "First-Order Error Matters", AAAI 2026): a column that has drifted by d
+    from the original weight while others were rounded has a slope beside its curvature, βdH. At their minimum it has
+    given up βd, which it does when its turn comes, and the error that it then leaves is less by as much again.
     """
     codes = _round_columns(weight, factor, order, levels, block_size, foem_beta).to(torch.uint8)
     return codes.index_select(0, order.argsort()).T.contiguous()

@@ -15,7 +15,7 @@ from harness import provenance
 from harness.artifacts import now
 from harness.checkpoint import open_checkpoint
 from harness.errors import BadOutput, HarnessError
-from harness.kernels.benchfile import Bench, Timing
+from harness.kernels.benchfile import BASELINES, IN_A_GRAPH, Bench, Timing
 from harness.kernels.machines import Layer, Machine, Ready
 from harness.kernels.roofline import Work
 from harness.kernels.timing import interleaved
@@ -30,7 +30,6 @@ SHAPES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "llama3-8b": ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)),
     "llama2-70b": ((8192, 8192), (1024, 8192), (28672, 8192), (8192, 28672)),
 }
-IN_A_GRAPH = "path in a CUDA graph, warm"
 _TOLERANCE = 0.01  # relative error (Frobenius) of a path that computes in bfloat16
 _ROUNDS = 9
 
@@ -96,8 +95,8 @@ def _timed(
     error = _checked_error(ready, linear, setting)
     samples = interleaved(ready.works, machine.timer, rounds=_ROUNDS, before=ready.redraw)
     if machine.graph is not None:
-        path = {IN_A_GRAPH: ready.works["path"]}
-        samples |= interleaved(path, machine.graph, rounds=_ROUNDS, before=ready.redraw, flush=False)
+        graphed = {name + IN_A_GRAPH: work for name, work in ready.works.items() if name in ("path", *BASELINES)}
+        samples |= interleaved(graphed, machine.graph, rounds=_ROUNDS, before=ready.redraw, flush=False)
     error = max(error, _checked_error(ready, linear, setting))
     work = Work(tokens, outputs, inputs, setting.weight_bits, setting.activation_bits, setting.group_size)
     return Timing(

@@ -19,6 +19,7 @@ VERSION = 2
 NO_CUDA = "not measured (no CUDA device)"
 DECODE_TOKENS = 16  # up to which a product is bound by reading the weight
 BASELINES = ("float16", "bfloat16", "float32")
+IN_A_GRAPH = " in a CUDA graph, warm"  # behind the name of what was timed so, too
 _DRIFT = 0.25  # relative change between the two halves of a run beyond which times say little
 
 
@@ -84,6 +85,12 @@ class Timing:
     def baselines(self) -> dict[str, Samples]:
         """The float products, by type."""
         return {name: self.samples[name] for name in BASELINES if name in self.samples}
+
+    @property
+    def graphed(self) -> dict[str, Samples]:
+        """Of calls without launches between them, in a CUDA graph: the path and the float products, by name."""
+        names = {name: name + IN_A_GRAPH for name in ("path", *BASELINES)}
+        return {name: self.samples[key] for name, key in names.items() if key in self.samples}
 
     @property
     def drifted(self) -> bool:

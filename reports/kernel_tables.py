@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from harness.kernels.benchfile import Bench, Timing, ratio
+from harness.kernels.benchfile import Bench, Samples, Timing, ratio
 from harness.tables import Grid
 
 _PARTS = ("quantizing the input", "transforming the input")
@@ -19,17 +19,19 @@ def grids(benches: Sequence[Bench]) -> list[Grid]:
         for (outputs, inputs), rows in groupby(ordered, key=lambda row: (row.outputs, row.inputs)):
             members = list(rows)
             floats = list(dict.fromkeys(name for row in members for name in row.baselines))
+            without_launches = any(row.graphed for row in members)
+            graphs = ("in a graph, warm µs", *(f"× {name} in a graph" for name in floats)) if without_launches else ()
             header = (
                 "setting", "operator", "tokens", "phase", "median µs", "quartiles µs", "n",
                 *(f"× {name}" for name in floats), "over bare operator", "% of roofline", "input quantized µs",
-                "input transformed µs", "",
+                "input transformed µs", *graphs, "",
             )  # fmt: skip
             title = f"{outputs}×{inputs}, measured on {bench.device_name}, {bench.created}"
-            found.append(Grid(title, header, tuple(_row(row, floats) for row in members)))
+            found.append(Grid(title, header, tuple(_row(row, floats, without_launches) for row in members)))
     return found
 
 
-def _row(row: Timing, floats: Sequence[str]) -> tuple[str, ...]:
+def _row(row: Timing, floats: Sequence[str], without_launches: bool) -> tuple[str, ...]:
     low, high = map(micro, row.path.quartiles)
     faster = (f"{row.faster_than(name):.2f}" if name in row.samples else "–" for name in floats)
     over = ratio(row.path, row.samples["operator"]) - 1
@@ -37,8 +39,19 @@ def _row(row: Timing, floats: Sequence[str]) -> tuple[str, ...]:
     return (
         row.setting, row.operator, str(row.tokens), row.phase, micro(row.path.median), f"{low}–{high}",
         str(len(row.path.seconds)), *faster, f"{100 * over:+.1f} %", f"{row.percent_of_roofline:.0f}", *parts,
-        "the machine drifted" if row.drifted else "",
+        *(_in_a_graph(row.graphed, floats) if without_launches else ()), "the machine drifted" if row.drifted else "",
     )  # fmt: skip
+
+
+def _in_a_graph(graphed: Mapping[str, Samples], floats: Sequence[str]) -> tuple[str, ...]:
+    """Of the path without its launches, and against float products without theirs."""
+    if "path" not in graphed:
+        return ("–",) * (1 + len(floats))
+    path = graphed["path"]
+    return (
+        micro(path.median),
+        *(f"{ratio(graphed[name], path):.2f}" if name in graphed else "–" for name in floats),
+    )
 
 
 def micro(seconds: float) -> str:

@@ -52,11 +52,12 @@ def test_a_path_is_timed_beside_its_baselines(setting: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(("setting", "tokens"), [("W4A16g64", 2), ("W4A16g64", 17), ("W4A8", 3)])
 def test_the_path_of_a_gpu_is_timed_the_same_way(setting: str, tokens: int) -> None:
     """Under the interpreter, whose seconds mean nothing; the code is the one that a GPU runs."""
-    machine = Gpu("cpu", "no GPU: Triton's interpreter", CpuTimer(1024))
+    machine = Gpu("cpu", "no GPU: Triton's interpreter", CpuTimer(1024), graph=CpuTimer(1024))
     (timing,) = bench.bench([Setting.parse(setting)], [(64, 128)], [tokens], machine)
     kernel = "act_quant + wna8" if setting == "W4A8" else "wna16_gemv" if tokens == 2 else "wna16 "
     assert timing.operator.startswith(kernel) and timing.relative_error < 0.01
     assert set(timing.baselines) == {"float16", "bfloat16"}
+    assert set(timing.graphed) == {"path", "float16", "bfloat16"}
     assert bench.record([timing], machine).device == "cuda"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from harness.errors import HarnessError
-from harness.kernels.benchfile import Bench, Samples, Timing, benches
+from harness.kernels.benchfile import IN_A_GRAPH, Bench, Samples, Timing, benches
 from harness.reports import kernel_plots, kernel_tables
 from harness.reports.compare import compare_runs
 from harness.reports.kernel_plots import crossovers
@@ -121,3 +122,14 @@ def test_a_table_row_says_what_was_measured() -> None:
     assert row["tokens"] == "1" and row["phase"] == "decode" and row["n"] == "9"
     assert float(row["× float32"]) == pytest.approx(5 / 3, rel=0.05)
     assert row["input quantized µs"] == "–"
+
+
+def test_calls_in_a_graph_are_set_beside_float_products_in_one() -> None:
+    found = bench(0)
+    graphed = {"path" + IN_A_GRAPH: Samples((1e-3,) * 9), "float32" + IN_A_GRAPH: Samples((3e-3,) * 9)}
+    first = replace(found.timings[0], samples={**found.timings[0].samples, **graphed})
+    (grid,) = kernel_tables.grids([replace(found, timings=(first, *found.timings[1:]))])
+    with_graph, without = (dict(zip(grid.header, row, strict=True)) for row in grid.rows[:2])
+    assert with_graph["in a graph, warm µs"] == "1000" and with_graph["× float32 in a graph"] == "3.00"
+    assert without["in a graph, warm µs"] == without["× float32 in a graph"] == "–"
+    assert float(with_graph["× float32"]) == pytest.approx(5 / 3, rel=0.05)  # cold, with its launches: as before
