@@ -112,6 +112,13 @@ def test_types_and_bias(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("runs")
+def test_bfloat16_ties_go_to_even() -> None:
+    bias = torch.tensor([257.0, 259.0, -257.0, -259.0, 258.9])  # nine bits or more where there is room for eight
+    path = FixedPointWeights.of(pack(replace(random_layer(5, 32), bias=bias)))
+    assert torch.equal(path(torch.zeros(1, 32).bfloat16())[0], bias.bfloat16())
+
+
+@pytest.mark.usefixtures("runs")
 def test_bfloat16_keeps_what_is_not_finite() -> None:
     path, x = FixedPointWeights.of(pack(random_layer(20, 100))), torch.randn(2, 100).bfloat16()
     x[0, 7] = torch.inf
