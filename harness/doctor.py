@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from harness import provenance
 from harness.corpora import CORPORA, corpus_problem, evaluation_text
 from harness.errors import HarnessError, Infrastructure
+from harness.kernels import native
 from harness.limits import processors, show_bytes
 from harness.paths import cache_dir
 
@@ -58,6 +59,8 @@ def examine(data_root: Path | None, *, hub: bool) -> Iterator[Finding]:
     yield Finding(
         "triton", "good" if runs else "missing", f"{triton or 'not installed'}" + ("" if runs else ", no GPU for it")
     )
+    reason = native.unavailable()
+    yield Finding("C kernel", "missing" if reason else "good", reason or "W4A16 on this processor")
     yield from _data(data_root)
     if hub:
         yield _hub()

@@ -19,6 +19,8 @@ PACKAGES = (
 )  # fmt: skip
 _CPU_FLAGS = {
     "avx2",
+    "fma",
+    "f16c",
     "avx512f",
     "avx512_vnni",
     "avx_vnni",

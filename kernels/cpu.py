@@ -1,4 +1,5 @@
-"""Packed layers on a CPU, through torch's own operators for 4- and 8-bit weights. Every path says which operator runs.
+"""Packed layers on a CPU, through our own kernel or torch's operators for 4- and 8-bit weights. Every path says which
+operator runs.
 
 torch has several operators of this kind that fall back to scalar loops, 30 to 100 times slower than a float product,
 without a word: the int4 operator for anything but bfloat16 input, ``_int_mm`` and int8 × int8 ``qlinear`` on processors
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float
 
 from harness.errors import Unsupported
+from harness.kernels import fixedpoint, native
 from harness.kernels.pack import PackedLinear, unpack
 from harness.provenance import cpu
 from harness.quantizer import encode_tokens, simulate_tokens
@@ -37,9 +39,33 @@ class CpuPath(Protocol):
     def layer(self) -> PackedLinear: ...
 
     def operator(self, rows: int) -> str:
-        """Which operator of torch does the product for so many rows."""
+        """Which operator does the product for so many rows."""
 
     def __call__(self, x: Rows) -> Product: ...
+
+
+@dataclass(frozen=True)
+class FixedPointWeights:
+    """W4A16 by our own kernel: activations in 16-bit fixed point, a step for each block of inputs, exact sums.
+
+    An activation is off by half a step at the most, 1 / 65534 of the largest of its block;
+    scales and zero points are as they are. A row with NaN or infinity in it gives NaN throughout.
+    """
+
+    layer: PackedLinear
+    buffer: torch.Tensor
+
+    @classmethod
+    def of(cls, layer: PackedLinear) -> FixedPointWeights:
+        return cls(layer, fixedpoint.buffer_of(layer))
+
+    def operator(self, rows: int) -> str:
+        return fixedpoint.OPERATOR
+
+    def __call__(self, x: Rows) -> Product:
+        given = x if x.dtype in fixedpoint.TYPES else x.float()
+        y: torch.Tensor = torch.ops.harness.w4a16_fixed_point(given, self.buffer, self.layer.out_features)
+        return y if given is x else y.to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -133,13 +159,17 @@ class DequantizedWeights:
 
 
 def cpu_path(layer: PackedLinear) -> CpuPath:
-    """The fastest path that torch has for a layer on this processor.
+    """The fastest path that there is for a layer on this processor.
 
     Raises Unsupported where an integer product is declared and torch has none that is fast and exact here.
     """
     if layer.activation is None:
-        fits = layer.bits == 4 and layer.axis == "oc" and layer.group_size in _INT4_GROUPS
-        return Int4Weights.of(layer) if fits and layer.out_features % 16 == 0 else DequantizedWeights.of(layer)
+        if layer.bits != 4 or layer.axis != "oc":
+            return DequantizedWeights.of(layer)
+        if fixed_point_is_faster():
+            return FixedPointWeights.of(layer)
+        fits = layer.group_size in _INT4_GROUPS and layer.out_features % 16 == 0
+        return Int4Weights.of(layer) if fits else DequantizedWeights.of(layer)
     if layer.axis == "ic":  # scales along the inputs cannot leave an integer sum
         return DequantizedWeights.of(layer)
     if not layer.whole_channels:
@@ -157,6 +187,12 @@ def cpu_path(layer: PackedLinear) -> CpuPath:
             fix="a symmetric setting (W8A8sym)",
         )
     return IntegerProduct.of(layer)
+
+
+@functools.cache
+def fixed_point_is_faster() -> bool:
+    """Measured at every number of tokens with AVX2 alone; what torch's operator gains by is AVX-512."""
+    return "avx512f" not in cpu()["flags"] and native.unavailable() is None
 
 
 def has_bf16_units() -> bool:

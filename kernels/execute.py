@@ -21,7 +21,9 @@ from harness.kernels.pack import PackedLinear, pack
 from harness.linear import QuantizedLinear
 from harness.transform import InputTransform
 
-_PRODUCTS = ("mm", "addmm", "bmm", "linear", "_weight_int4pack_mm_for_cpu", "qlinear_pointwise", "_int_mm")
+_PRODUCTS = (
+    "mm", "addmm", "bmm", "linear", "_weight_int4pack_mm_for_cpu", "qlinear_pointwise", "_int_mm", "w4a16_fixed_point",
+)  # fmt: skip
 
 
 class SharedTransform:
@@ -138,4 +140,4 @@ def check_precision(modules: Mapping[str, KernelLinear], inputs: Iterable[int]) 
 
 def _operand_type(operator: str) -> torch.dtype:
     """The type of the activations that an operator is to be given."""
-    return torch.uint8 if operator.startswith("onednn") else torch.bfloat16
+    return {"onednn": torch.uint8, "harness": torch.float32}.get(operator.split("::")[0], torch.bfloat16)

@@ -12,7 +12,15 @@ import torch
 from jaxtyping import Float
 
 from harness import provenance
-from harness.kernels.cpu import INT4_OPERATOR, CpuPath, DequantizedWeights, Int4Weights, IntegerProduct, cpu_path
+from harness.kernels.cpu import (
+    INT4_OPERATOR,
+    CpuPath,
+    DequantizedWeights,
+    FixedPointWeights,
+    Int4Weights,
+    IntegerProduct,
+    cpu_path,
+)
 from harness.kernels.pack import pack
 from harness.kernels.timing import CpuTimer, CudaTimer, GraphTimer, Timer
 from harness.linear import QuantizedLinear
@@ -128,6 +136,9 @@ def bare(path: CpuPath, x: Float[torch.Tensor, "rows in"]) -> Work:
         activation = path.layer.activation
         assert activation is not None
         return lambda: _qlinear(encode_tokens(x, activation)[0], path.weight, path.scales, path.weight_zeros)
+    if isinstance(path, FixedPointWeights):
+        buffer, outputs = path.buffer, path.layer.out_features
+        return lambda: torch.ops.harness.w4a16_fixed_point(x, buffer, outputs)
     if isinstance(path, Int4Weights) and path.operator(len(x)) == INT4_OPERATOR:
         qweight, grid, group = path.qweight, path.grid, path.layer.group_size
         return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, qweight, group, grid)
