@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from harness.quantized import QuantizedModel
 from harness.quantizer import ActivationSpec
 from harness.settings import Setting
 from harness.spill import SpilledTensors
+from harness.terms import attention_faults, linear_faults
 from harness.window import Runner, Streams, Window, open_streams
 from harness.windowfiles import WindowFiles
 
@@ -131,7 +132,7 @@ def _quantize_window(
         part = method.quantize(window, setting)
     except BadOutput as error:
         raise BadOutput(error.what, where=error.where or _names(window), fix=error.fix) from error
-    part = _only(part, window, leaving)
+    part = _only(part, window, leaving, setting)
     seconds = time.monotonic() - start
     part = replace(part, report=tuple({"window_seconds": seconds, **row} for row in part.report))
     files.save(window.index, part)
@@ -151,9 +152,9 @@ def _names(window: Window) -> str:
     return ", ".join(block.name for block in window.blocks)
 
 
-def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block]) -> QuantizedWindow:
-    """The blocks that leave the window, checked: all linears there, of the right shape, all numbers finite."""
-    finished = {name for block in leaving for name in block.linears}
+def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block], setting: Setting) -> QuantizedWindow:
+    """The blocks that leave the window, checked: all linears there, as the setting asks, all numbers finite."""
+    finished = [name for block in leaving for name in block.linears]  # in order, so that the first fault is named
     for name in finished:
         if name not in part.linears:
             raise BadOutput(f"{name} was not quantized", fix="a method returns every linear of its window")
@@ -165,19 +166,37 @@ def _only(part: QuantizedWindow, window: Window, leaving: Sequence[Block]) -> Qu
         expected, got = tuple(window.linears[name].weight.shape), tuple(part.linears[name].codes.shape)
         if got != expected:
             raise BadOutput(f"{name} has codes of shape {list(got)}, not {list(expected)}")
+        _refuse(name, linear_faults(part.linears[name], setting), setting)
     for name, value in part.norms.items():
         if value.ndim != 1 or not torch.isfinite(value).all():
             raise BadOutput(f"{name} was replaced by something that is not a finite vector")
+        _refuse_another_vector(name, value, window)
     attention = {**window.attention, **part.attention}
+    attention = {name: attention[name] for block in leaving for name in block.attentions if name in attention}
+    for name, spec in attention.items():
+        _refuse(name, attention_faults(spec, setting, window.runner.modules[name]), setting)
     prefixes = tuple(f"{block.name}." for block in leaving)
     return QuantizedWindow(
         {name: part.linears[name] for block in leaving for name in block.linears},
         {name: value for name, value in part.norms.items() if name.startswith(prefixes)},
-        {name: attention[name] for block in leaving for name in block.attentions if name in attention},
+        attention,
         tuple(row for row in part.report if row["layer"] in finished),
         part.outputs if len(leaving) == len(window.blocks) else {},
         part.state,
     )
+
+
+def _refuse(name: str, faults: Iterable[str], setting: Setting) -> None:
+    for fault in faults:
+        raise BadOutput(f"{name} has {fault} at {setting}", fix="name in `supports` what the method cannot do")
+
+
+def _refuse_another_vector(name: str, value: torch.Tensor, window: Window) -> None:
+    owner, _, child = name.rpartition(".")
+    there = getattr(window.runner.modules.get(owner), child, None)
+    if not isinstance(there, torch.Tensor) or there.shape != value.shape:
+        was = f"of shape {list(there.shape)}" if isinstance(there, torch.Tensor) else "no parameter of the model"
+        raise BadOutput(f"norms: {name} is {was}, and was replaced by {len(value)} numbers")
 
 
 def _refuse_another_type(name: str, linear: object) -> None:

@@ -194,12 +194,17 @@ def method_class(text: str) -> tuple[MethodInfo, Callable[[], Method]]:
     """What is known of the method ``name:option=value`` (or ``file.py:option=value``), and how to make one."""
     spec = Spec.parse(text)
     info = find_method(spec.name, describe_methods())
+    refuse_baseline(info)
+    options = bind(info.options, Spec(info.name, spec.options))
+    return info, partial(getattr(import_method(info.source, info.module), info.class_name), **options)
+
+
+def refuse_baseline(info: MethodInfo) -> None:
+    """Raises HarnessError for what is listed with the methods and quantizes nothing."""
     if not info.class_name:
         raise HarnessError(
             f"{info.name!r} is the baseline, not a method", fix="`harness list methods` shows the methods"
         )
-    options = bind(info.options, Spec(info.name, spec.options))
-    return info, partial(getattr(import_method(info.source, info.module), info.class_name), **options)
 
 
 def import_method(source: str, module: str) -> object:

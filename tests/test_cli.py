@@ -43,6 +43,8 @@ def _index_of_lm_eval() -> None:
         ["run", "--methods", "rtm", "--models", "smollm", "--settings", "W5A3", "--tasks", "piqqa"],
         ["results", "/nowhere"],
         ["nonsense"],
+        ["methods", "check", "fp"],
+        ["methods", "check", "rtn", "./nowhere.py"],
     ],
 )
 def test_every_answer_is_quick_and_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:

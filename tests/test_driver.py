@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from harness.architecture import Block
+from harness.attention import AttentionSpec
 from harness.driver import quantize_model, windows
 from harness.errors import BadOutput, HarnessError, Unsupported
 from harness.linear import QuantizedLinear, round_to_nearest
@@ -15,6 +16,7 @@ from harness.method import QuantizedWindow
 from harness.models import LoadedModel
 from harness.progress import silent
 from harness.quantized import QuantizedModel
+from harness.quantizer import ActivationSpec
 from harness.registry import create_method
 from harness.settings import Setting
 from harness.window import Stream, Window
@@ -225,6 +227,13 @@ class Spoilt(Scaled):
                 linears[name] = round_to_nearest(weight, setting)
         if self.fault == "norm":
             norms = {f"{window.blocks[0].name}.input_layernorm.weight": torch.full((64,), torch.inf)}
+        if self.fault == "short norm":
+            norms = {f"{window.blocks[0].name}.input_layernorm.weight": torch.ones(1)}
+        if self.fault == "no norm":
+            norms = {f"{window.blocks[0].name}.norm.weight": torch.ones(64)}
+        if self.fault == "attention":
+            spec = AttentionSpec(ActivationSpec(4))
+            return QuantizedWindow(linears, attention={window.blocks[0].attentions[0]: spec})
         return QuantizedWindow(linears, norms)
 
 
@@ -236,6 +245,13 @@ class Spoilt(Scaled):
         ("shape", BadOutput, r"up_proj has codes of shape \[16, 64\], not \[128, 64\]"),
         ("nan", BadOutput, r"a scale is not a finite positive number\n  where: model\.layers\.0"),
         ("norm", BadOutput, "input_layernorm.weight was replaced by something that is not a finite vector"),
+        ("short norm", BadOutput, r"input_layernorm.weight is of shape \[64\], and was replaced by 1 numbers"),
+        ("no norm", BadOutput, r"layers\.0\.norm\.weight is no parameter of the model"),
+        (
+            "attention",
+            BadOutput,
+            r"layers\.0\.self_attn has keys and values .*bits=4.*not None at W4A8g16",
+        ),
     ],
 )
 def test_broken_contracts_are_named(

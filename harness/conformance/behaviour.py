@@ -12,6 +12,7 @@ import torch
 from harness.conformance.subject import Failed, NotApplicable, Subject, differences
 from harness.conformance.watching import Stopped
 from harness.errors import BadOutput
+from harness.models import LoadedModel
 
 _ORDER_SHARE = 0.03  # of codes: sums in another order round otherwise, and a rounding may tip either way
 
@@ -77,12 +78,13 @@ def leaves_calibration_alone(subject: Subject) -> None:
 
 
 def leaves_the_process_alone(subject: Subject) -> None:
-    """Another cell in the same process must not feel that this one ran: random states, dtype, TF32, environment.
+    """Another cell in the same process must not feel that this one ran: random states, dtype, TF32, environment, code.
 
-    To pass: use a `torch.Generator` or a `numpy.random.Generator` of your own, and put back whatever you switch.
+    To pass: use a `torch.Generator` or a `numpy.random.Generator` of your own, put back whatever you switch, keep
+    nothing in a module or class (`functools.cache` on what depends on its arguments alone is fine), replace no code.
     """
-    if subject.base.traces.process:
-        raise Failed("; ".join(subject.base.traces.process[:3]))
+    if found := subject.base.traces.process or subject.left:
+        raise Failed("; ".join(found[:3]))
 
 
 def resumes(subject: Subject) -> None:
@@ -125,15 +127,7 @@ def nan_is_refused(subject: Subject) -> None:
     if not subject.method.reads:
         raise NotApplicable("the method reads no calibration data")
     model = subject.case.build()
-    first = model.architecture.blocks[0]
-    norm = next(
-        module.weight
-        for name, module in model.module.named_modules()
-        if name.startswith(first.name) and isinstance(getattr(module, "weight", None), torch.Tensor)
-        and module.weight.ndim == 1
-    )  # fmt: skip
-    assert isinstance(norm, torch.Tensor)
-    norm.data[0] = torch.nan
+    _first_norm(model, model.architecture.blocks[0].name)[0] = torch.nan
     try:
         subject.run(model=model)
     except BadOutput:
@@ -144,7 +138,7 @@ def nan_is_refused(subject: Subject) -> None:
 
 
 def hard_weights(subject: Subject) -> None:
-    """Layers of zeros, rows of one sign, a dead input channel and a single outlier give sound integers.
+    """Layers of zeros, rows of one sign, dead input channels and a single outlier give sound integers.
 
     To pass: divide by nothing that can be zero; take ranges that include zero, as `find_grid` does.
     """
@@ -155,12 +149,20 @@ def hard_weights(subject: Subject) -> None:
         weight = {name: model.module.get_parameter(f"{name}.weight") for name in (zero, signed, outlier)}
         weight[zero].zero_()
         weight[signed].abs_()
+        weight[signed][1::2].neg_()
         weight[outlier][0, 0] = 50.0
+        _first_norm(model, blocks[1].name)[:3] = 0.0
     try:
         linears = subject.run(model=model).quantized.linears
     except Exception as error:  # whatever it raises is the finding
         raise Failed(f"{type(error).__name__}: {error}") from error
     if float(linears[zero].weight().abs().max()) > 0:
         raise Failed(f"{zero} is all zero, and its integers are not")
-    if float((linears[signed].weight() < 0).float().mean()) > 0 and linears[signed].transform is None:
-        raise Failed(f"{signed} has no negative weight, and its integers have")
+    if linears[signed].transform is None and bool((linears[signed].weight() * weight[signed].sign() < 0).any()):
+        raise Failed(f"the rows of {signed} have one sign each, and its integers have the other, too")
+
+
+def _first_norm(model: LoadedModel, block: str) -> torch.Tensor:
+    """The weight of the norm before the first linears of ``block``."""
+    parameters = model.module.get_submodule(block).named_parameters()
+    return next(p.data for name, p in parameters if p.ndim == 1 and name.endswith(".weight"))

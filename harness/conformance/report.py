@@ -13,7 +13,7 @@ from harness.conformance.running import Verdict, check_methods
 from harness.errors import HarnessError
 from harness.limits import Limits, show_bytes
 from harness.presets import resolve_model
-from harness.registry import describe_methods, find_method
+from harness.registry import describe_methods, find_method, refuse_baseline
 from harness.specs import Spec, bind
 
 _REAL = "smollm2-135m"
@@ -29,6 +29,7 @@ def examine(methods: Sequence[str], *, full: bool, limits: Limits) -> bool:
     for method in methods:
         spec = Spec.parse(method)
         info = find_method(spec.name, known)
+        refuse_baseline(info)
         bind(info.options, Spec(info.name, spec.options))
     passed = []
     for verdict in check_methods(methods, real=_real_model() if full else None, limits=limits, on_event=_say):

@@ -52,6 +52,8 @@ class Subject:
     create: Callable[[], Method]
     case: Case
     expected_failures: Mapping[str, str] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list, init=False)
+    """What any run left changed in the process: what is kept from the first one on changes only there."""
     _runs: dict[Setting, Run] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -119,6 +121,7 @@ class Subject:
                 progress=progress,
             )
             seconds = time.monotonic() - start
+        self.left.extend(watched.traces.process)
         watched.traces.model += [
             f"{change} over the whole walk" for change in changes(before, model_state(model.module))
         ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from torch import nn
 from harness.method import Method, QuantizedWindow, StreamName
 from harness.settings import Setting
 from harness.window import Window
+
+# What Python itself adds to a class when it is first looked at.
+_OF_PYTHON = ("__dict__", "__weakref__", "__annotations__", "__annotations_cache__", "__doc__", "_abc_impl")
 
 
 @dataclass
@@ -53,13 +58,17 @@ class Watched:
     def quantize(self, window: Window, setting: Setting) -> QuantizedWindow:
         if window.index == self.stop_at:
             raise Stopped
-        before = _blocks(window), _streams(window), process_state()
+        before = _blocks(window), _streams(window), self._process()
         part = self.method.quantize(window, setting)
-        after = _blocks(window), _streams(window), process_state()
+        after = _blocks(window), _streams(window), self._process()
         found = (self.traces.model, self.traces.calibration, self.traces.process)
         for old, new, words in zip(before, after, found, strict=True):
             words += [f"{change} in window {window.index}" for change in changes(old, new)]
         return part
+
+    def _process(self) -> dict[str, Any]:
+        own = type(self.method).__module__.partition(".")[0]
+        return process_state() | module_state("harness", own, "torch.nn.functional")
 
 
 class Stopped(Exception):
@@ -110,6 +119,37 @@ def process_state() -> dict[str, Any]:
         "the working folder": os.getcwd(),
         **{f"environment variable {name}": value for name, value in os.environ.items()},
     }
+
+
+def module_state(*packages: str) -> dict[str, Any]:
+    """What the modules of ``packages`` hold: where a method would keep something, or replace code that scores it.
+
+    A function behind ``functools.cache`` is the same function whatever it has cached.
+    """
+    return {
+        f"{module.__name__}.{name}": _held(value, module.__name__)
+        for module in list(sys.modules.values())
+        if any(f"{module.__name__}.".startswith(f"{package}.") for package in packages)
+        for name, value in vars(module).items()
+        if not name.startswith("__") and not isinstance(value, ModuleType)
+    }
+
+
+def _held(value: object, module: str) -> object:
+    """``value`` in a form to compare later: the contents of containers and classes, else which object it is."""
+    match value:
+        case torch.Tensor():
+            return _fingerprint(value)
+        case str() | int() | float() | bytes() | None:
+            return value
+        case Mapping():
+            return [(key, _held(one, module)) for key, one in value.items()]
+        case list() | tuple() | set() | frozenset():
+            return [_held(one, module) for one in value]
+        case type() if value.__module__ == module:
+            members = {name: one for name, one in vars(value).items() if name not in _OF_PYTHON}
+            return [(name, id(one) if callable(one) else _held(one, "")) for name, one in members.items()]
+    return id(value)
 
 
 def _blocks(window: Window) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def write(finished: Finished, to: Path) -> None:
         "ignore": others,
         "config_groups": {"group_0": {
             "targets": ["Linear"],
+            "format": "pack-quantized",  # here too: else layers with quantized inputs are taken for "int-quantized"
             "weights": {
                 "num_bits": first.bits, "type": "int", "symmetric": symmetric, "dynamic": False,
                 "strategy": "group" if group else "channel", "group_size": group,

@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness import simulation
 from harness.conformance.models import tiny_cases
 from harness.conformance.subject import Subject
 from harness.conformance.suite import CHECKS, Outcome, examine, unexpected_passes
+from harness.driver import quantize_model
 from harness.errors import BadOutput
-from harness.registry import method_class
+from harness.models import LoadedModel
+from harness.progress import silent
+from harness.registry import create_method, method_class
+from harness.settings import Setting
 
 BROKEN = Path(__file__).parents[1] / "broken_methods"
 PLANTED = [
@@ -42,6 +47,15 @@ PLANTED = [
     ("forgets_activations", "settings_kept", "activations None"),
     ("raises", "codes_within_bits", "ValueError: broken on purpose"),
     ("supports_nothing", "settings_answered", "no setting is supported"),
+    ("keeps_keys", "settings_kept", "keys and values ActivationSpec(bits=8"),
+    ("stretches_queries", "settings_kept", "a rotation of queries and keys that is not orthogonal"),
+    ("tunes_norms", "function_preserved", "this is not rounding"),
+    ("remembers_the_text", "leaves_the_process_alone", "remembers_the_text.SEEN changed"),
+    ("hands_on_by_module", "leaves_the_process_alone", "hands_on_by_module.LEARNED changed"),
+    ("patches_the_quantizer", "leaves_the_process_alone", "harness.simulation.simulate_tokens changed"),
+    ("averages_maxima", "order_independent", "change with the order"),
+    ("wastes_a_bit", "more_bits_are_better", "with plain rounding by"),
+    ("divides_by_dead_channels", "hard_weights", "not a finite positive number"),
 ]
 
 
@@ -50,9 +64,10 @@ def _put_back() -> Iterator[None]:
     """Some of these methods do what they are caught at."""
     import os
 
-    dtype, environment = torch.get_default_dtype(), dict(os.environ)
+    dtype, environment, tokens = torch.get_default_dtype(), dict(os.environ), simulation.simulate_tokens
     yield
     torch.set_default_dtype(dtype)
+    simulation.simulate_tokens = tokens
     os.environ.clear()
     os.environ.update(environment)
 
@@ -86,6 +101,18 @@ def test_the_driver_refuses_what_is_no_integers() -> None:
     info, create = method_class(str(BROKEN / "returns_full_precision.py"))
     with pytest.raises(BadOutput, match="not a QuantizedLinear"):
         Subject(info, create, next(iter(tiny_cases().values()))).run()
+
+
+def test_what_behaves_only_where_it_is_watched_is_refused_where_it_does_not(
+    tiny_model: LoadedModel, tmp_path: Path
+) -> None:
+    """The suite cannot know what a method does elsewhere: every cell is held against its setting as well."""
+    assert outcome(str(BROKEN / "behaves_when_watched.py"), "settings_kept").state == "passed"
+    method = create_method(str(BROKEN / "behaves_when_watched.py"), {})
+    with pytest.raises(BadOutput, match=r"q_proj has 8-bit codes at W4A16g16"):
+        quantize_model(
+            tiny_model, method, Setting.parse("W4A16g16"), None, seed=0, checkpoints=tmp_path, progress=silent
+        )
 
 
 def test_an_expected_failure_that_passes_is_told() -> None:

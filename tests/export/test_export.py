@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 import harness
 from harness.errors import HarnessError, Unsupported
@@ -70,6 +71,8 @@ def test_compressed_tensors_holds_the_integers(finish, tmp_path: Path, setting: 
     finished = finish("rtn", setting)
     compressed_tensors.write(finished, tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
+    (group,) = AutoConfig.from_pretrained(tmp_path / "out").quantization_config["config_groups"].values()
+    assert group["format"] == "pack-quantized"  # else the library takes layers with quantized inputs for another format
     for name, linear in finished.quantized.linears.items():
         assert torch.equal(unpacked(stored[f"{name}.weight_packed"], linear.bits), linear.codes.long())
         assert torch.equal(unpacked(stored[f"{name}.weight_zero_point"].T, linear.bits), linear.zeros.T.long())
