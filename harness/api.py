@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from harness.cells import Execution
     from harness.models import LoadedModel
     from harness.quantized import QuantizedModel
     from harness.tasks.measurement import TaskResult
@@ -129,11 +130,15 @@ def measurements(*runs: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def load(path: str | Path, device: str = "cpu") -> LoadedModel:
-    """A model that ``harness export --format native`` wrote. Raises HarnessError for a folder that is not one."""
+def load(path: str | Path, device: str = "cpu", execute: Execution = "simulation") -> LoadedModel:
+    """A model that ``harness export --format native`` wrote, ready to run.
+
+    ``execute``: on the values that its integers stand for, or on its packed integers by the kernels of ``device``.
+    Raises HarnessError for a folder that is not one, Unsupported where a layer has no kernel there.
+    """
     from harness.export.native import load as load_native
 
-    return load_native(Path(path), device)
+    return load_native(Path(path), device, execute)
 
 
 def _loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:

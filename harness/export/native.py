@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from harness.cells import EXECUTIONS, Execution
 from harness.errors import HarnessError
 from harness.export.checkpoint import Finished, write_folder
+from harness.kernels.execute import kernel_modules, packed_layers, put_in_place
 from harness.models import LoadedModel
 from harness.quantized import QuantizedModel
 from harness.quantizedfile import FORMAT_VERSION
@@ -31,11 +33,13 @@ def write(finished: Finished, to: Path) -> None:
     partial.rename(to)
 
 
-def load(path: Path, device: str = "cpu") -> LoadedModel:
-    """A model that :func:`write` wrote, on the values that its integers stand for.
+def load(path: Path, device: str = "cpu", execute: Execution = "simulation") -> LoadedModel:
+    """A model that :func:`write` wrote, on the values that its integers stand for, or through their kernels.
 
-    Raises HarnessError for a folder that is not one.
+    Raises HarnessError for a folder that is not one, Unsupported where a layer has no kernel on ``device``.
     """
+    if execute not in EXECUTIONS:
+        raise HarnessError(f"cannot execute by {execute!r}", fix=f"execute: {', '.join(EXECUTIONS)}")
     config_file = path / "config.json"
     about = json.loads(config_file.read_text()) if config_file.is_file() else {}
     quantization = about.pop("quantization_config", {})
@@ -55,4 +59,6 @@ def load(path: Path, device: str = "cpu") -> LoadedModel:
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     model = LoadedModel(module, tokenizer, quantization["cell"]["model"], path)
     quantized.install(module, model.architecture)
+    if execute == "kernels":
+        put_in_place(module, kernel_modules(packed_layers(quantized.linears), torch.device(device)))
     return model

@@ -18,6 +18,7 @@ import harness
 from harness.errors import HarnessError, Unsupported
 from harness.export import compressed_tensors, export, gptq, native
 from harness.export.checkpoint import Finished
+from harness.kernels.execute import KernelLinear
 
 LOAD_BACK = Path(__file__).with_name("load_back.py")
 IDS = torch.randint(2, 512, (4, 64), generator=torch.Generator().manual_seed(1))
@@ -51,6 +52,26 @@ def test_native_carries_rotations_and_folded_norms(finish, tmp_path: Path) -> No
     native.write(finished, tmp_path / "out")
     with torch.no_grad():
         assert torch.equal(harness.load(tmp_path / "out").module(input_ids=IDS).logits, logits(finished))
+
+
+@pytest.mark.parametrize(("method", "setting"), [("gptq", "W4A16g64"), ("duquant:max_rotation_step=4", "W4A8")])
+def test_native_runs_through_its_kernels(finish, tmp_path: Path, method: str, setting: str) -> None:
+    finished = finish(method, setting)
+    native.write(finished, tmp_path / "out")
+    loaded = harness.load(tmp_path / "out", execute="kernels")
+    for name in finished.quantized.linears:
+        assert isinstance(loaded.module.get_submodule(name), KernelLinear)
+    with torch.no_grad():
+        found, exact = loaded.module(input_ids=IDS).logits, logits(finished)
+    assert 0 < float((found - exact).norm() / exact.norm()) < 0.05  # rounded otherwise, and no more than that
+
+
+def test_native_says_which_layer_has_no_kernel(finish, tmp_path: Path) -> None:
+    native.write(finish("rtn", "W3A16"), tmp_path / "out")
+    with pytest.raises(Unsupported, match=r"layers\.0\..*3"):
+        harness.load(tmp_path / "out", execute="kernels")
+    with pytest.raises(HarnessError, match="simulation, kernels"):
+        harness.load(tmp_path / "out", execute="magic")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("setting", ["W4A16g64", "W8A16g16", "W2A16", "W4A16g16sym"])
