@@ -62,8 +62,9 @@ class GPTQ:
     """α: how much of the inputs' drift from the full-precision ones the weight makes up for, 0 to 1. 1 is Qronos, but
     for the code of the first column, which it chooses with the others as they were; GPTAQ's code damps it by 0.25"""
     foem_beta: float = 0.0
-    """β of FOEM, 0 to 1: how much of its drift from the original weight each column gives up when it is rounded. Where
-    ``qronos_alpha`` has moved the weight, its drift from there"""
+    """β of FOEM, 0 to 1: how much of its drift from the original weight (from where ``qronos_alpha`` has moved it) each
+    column gives up when it is rounded. As its authors have it in GPTQModel, but for the first column of a block, which
+    gives up nothing there; the paper's experiments put H⁻¹ behind β, which depends on the unit of the inputs"""
     best_of_rtn: bool = False
     """keep plain rounding for the layers where its error is lower"""
     allow_rtn_fallback: bool = False
