@@ -53,6 +53,7 @@ CANDIDATES: dict[Kernel, list[Config]] = {
         Config(m, n, 1, w, stages) for m, n, w, stages in itertools.product((16, 64, 128), (64, 128), (4, 8), (3, 4))
     ],
 }
+CANDIDATES["wna16_narrow"] = CANDIDATES["wna16"]
 
 
 def wrong(

@@ -40,6 +40,9 @@ def variants(target: str) -> Iterator[Variant]:
     for config in shipped("wna16_gemv", target):
         yield _weight_only("wna16_gemv", 4, config, "fp16", target)
     yield _weight_only("wna16", 2, shipped("wna16", target)[0], "fp16", target)
+    yield _weight_only("wna16", 4, shipped("wna16", target)[0], "fp16", target, symmetric=True)
+    for config in shipped("wna16_narrow", target):
+        yield _weight_only("wna16", 4, config, "fp16", target, group=64)
     for config in shipped("wna16_ic", target):
         yield _weight_only("wna16", 4, config, "fp16", target, axis="ic")
     for config in shipped("wna8", target):
@@ -64,12 +67,17 @@ _ROWS = {"scales": "*fp32", "zeros": "*i32"}
 
 def compiled(variant: Variant, target: str) -> Binary:
     """Compile for a target and read what came out. Raises HarnessError where Triton is missing or interpreting."""
+    return _read(translated(variant, target), target)
+
+
+def translated(variant: Variant, target: str) -> Any:
+    """Triton's own result; ``asm`` holds every stage, from ``ttir`` to ``ptx``. Raises as :func:`compiled`."""
     load_triton()
     source = _function(variant.of)
     names: list[str] = source.arg_names
     signature = {name: "constexpr" if name in variant.constants else _type(name, variant) for name in names}
     aligned = [name for name in names if signature[name].startswith("*") or name in _DIVISIBLE]
-    return build(source, signature, variant.constants, aligned, target, variant.options)
+    return _translate(source, signature, variant.constants, aligned, target, variant.options)
 
 
 def build(
@@ -78,6 +86,13 @@ def build(
 ) -> Binary:  # fmt: skip
     """Any Triton function. ``signature``: Triton's type by argument; ``aligned``: those that 16 divides; ``options``:
     num_warps and whatever else the compiler of the target knows."""
+    return _read(_translate(source, signature, constants, aligned, target, options), target)
+
+
+def _translate(
+    source: Any, signature: Mapping[str, str], constants: Mapping[str, Any], aligned: Collection[str], target: str,
+    options: Mapping[str, int],
+) -> Any:  # fmt: skip
     triton = load_triton()
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -85,25 +100,33 @@ def build(
     names: list[str] = source.arg_names
     hardware = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
     divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    result = triton.compile(
+    return triton.compile(
         ASTSource(source, dict(signature), dict(constants), divisible),
         target=hardware,
         options=dict(options),
     )
+
+
+def _read(result: Any, target: str) -> Binary:
     if target.startswith("gfx"):
         return read_amd(result.asm["amdgcn"], result.metadata.shared)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = Path(load_triton().__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     return read_nvidia(result.asm["cubin"], result.asm["ptx"], result.metadata.shared, tool)
 
 
-def _weight_only(kernel: Kernel, bits: int, config: Config, dtype: str, target: str, axis: str = "oc") -> Variant:
+def _weight_only(
+    kernel: Kernel, bits: int, config: Config, dtype: str, target: str,
+    *, axis: str = "oc", group: int = 128, symmetric: bool = False,
+) -> Variant:  # fmt: skip
     constants = {
-        "BITS": bits, "GROUP": 128, "PER_INPUT": axis == "ic", "ASYMMETRIC": True, "HAS_BIAS": False,
+        "BITS": bits, "GROUP": group, "PER_INPUT": axis == "ic", "ASYMMETRIC": not symmetric, "HAS_BIAS": False,
         "EVEN_K": True, "WIDEN": False, "PTX": not target.startswith("gfx"), "BM": config.block_m, "BN": config.block_n,
     }  # fmt: skip
-    name = f"{kernel} w{bits} {dtype} {axis} {config.block_m}x{config.block_n}"
+    kind = axis + (f" g{group}" if group != 128 else "") + (" sym" if symmetric else "")
+    name = f"{kernel} w{bits} {dtype} {kind} {config.block_m}x{config.block_n}"
     pointers = dict.fromkeys(("x", "bias", "y"), f"*{dtype}")
-    return Variant(name, kernel, constants, config.options, pointers)
+    limited = config if dtype == "fp16" else config.unlimited
+    return Variant(name, kernel, constants, limited.options, pointers)
 
 
 def _integer(config: Config, group: int) -> Variant:

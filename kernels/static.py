@@ -125,6 +125,8 @@ def _faults(variant: Variant, target: str, binary: Binary, ratchet: Mapping[str,
 
 
 def _copy_widths(variant: Variant) -> set[int]:
-    """Bytes of one thread's copy: 16, or its share of a strip of activations where that is less."""
-    strip = 16 * variant.constants["BITS"] * variant.constants["BM"]  # half as many numbers twice as wide in wna16
+    """Bytes of one thread's copy: 16, or its share of a strip of int8 activations where that is less."""
+    if variant.of == "wna16":
+        return {16}
+    strip = 16 * variant.constants["BITS"] * variant.constants["BM"]
     return {16, min(16, strip // (32 * variant.options["num_warps"]))}

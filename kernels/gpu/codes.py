@@ -11,9 +11,9 @@ import triton.language as tl
 
 
 @triton.jit
-def tile_rows(qweight, n, tiles_in, LENGTH: tl.constexpr):
-    """Where the codes [BN, LENGTH words] of the outputs ``n`` lie in the first of their tiles."""
-    return (qweight + (n // 64) * (tiles_in * 64 * LENGTH) + (n % 64) * LENGTH)[:, None] + tl.arange(0, LENGTH)[None, :]
+def tile_rows(qweight, tile, row, tiles_in, LENGTH: tl.constexpr):
+    """Where the codes [BN, LENGTH words] of rows of tiles lie in the first tile of each."""
+    return (qweight + tile * (tiles_in * 64 * LENGTH) + row * LENGTH)[:, None] + tl.arange(0, LENGTH)[None, :]
 
 
 @triton.jit

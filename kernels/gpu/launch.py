@@ -54,6 +54,7 @@ def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: 
     shape, dtype = ((rows, layer.out_features), x.dtype) if split == 1 else ((split, rows, layer.out_features), None)
     y = x.new_empty(shape, dtype=dtype or torch.float32)
     zeros = layer.zeros if layer.zeros is not None else layer.qweight
+    limited = config if x.dtype == torch.float16 else config.unlimited
     grid = (triton.cdiv(layer.out_features, config.block_n), triton.cdiv(rows, config.block_m), split)
     (wna16_gemv_kernel if gemv else wna16_kernel)[grid](
         x, layer.qweight, layer.scales, zeros, x if bias is None else bias, y,
@@ -63,7 +64,7 @@ def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: 
         ASYMMETRIC=layer.zeros is not None, HAS_BIAS=bias is not None,
         EVEN_K=layer.in_features % TILE_IN == 0,
         WIDEN=x.device.type == "cpu" and x.dtype == torch.bfloat16, PTX=x.is_cuda and torch.version.hip is None,
-        BM=config.block_m, BN=config.block_n, **config.options,
+        BM=config.block_m, BN=config.block_n, **limited.options,
     )  # fmt: skip
     if split == 1:
         return y

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from harness.kernels.configs import GEMV_ROWS, Config, Kernel, choose
 from harness.kernels.gpu import launch
-from harness.kernels.pack import PackedLinear
+from harness.kernels.pack import TILE_IN, PackedLinear
 from harness.quantizer import simulate_tokens
 from harness.transform import InputTransform
 
@@ -48,8 +48,12 @@ class GpuPath:
             kernel = "wna8" if layer.whole_channels else "wna8_grouped"
         elif rows <= GEMV_ROWS:
             kernel = "wna16_gemv"
+        elif layer.whole_channels:
+            kernel = "wna16"
+        elif layer.axis == "ic":
+            kernel = "wna16_ic"
         else:
-            kernel = "wna16_ic" if layer.axis == "ic" and not layer.whole_channels else "wna16"
+            kernel = "wna16_narrow" if layer.group_size < TILE_IN else "wna16"
         return kernel, choose(
             kernel, hardware.target, rows, layer.out_features, layer.in_features, hardware.processors, hardware.gpu
         )

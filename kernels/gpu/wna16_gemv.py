@@ -44,7 +44,9 @@ def wna16_gemv_kernel(
     WHOLE_TILES: tl.constexpr = not PER_INPUT and (GROUP == 0 or GROUP % 128 == 0)  # one scale a row of a tile
     n_start = tl.program_id(0) * BN
     n = n_start + tl.arange(0, BN)
-    rows = tile_rows(qweight, tl.minimum(n, padded_out - 1), tiles_in, LENGTH)
+    row = tl.minimum(n, N - 1)
+    stored = tl.minimum(n, padded_out - 1)
+    rows = tile_rows(qweight, stored // 64, stored % 64, tiles_in, LENGTH)
     first = tl.program_id(2) * tiles_per_split
     acc0 = tl.zeros((BN, LENGTH), tl.float32)
     acc1, acc2, acc3 = acc0, acc0, acc0  # of tokens that there are not: nothing comes of them
@@ -55,7 +57,7 @@ def wna16_gemv_kernel(
             k = k_start + tl.arange(0, LENGTH)
             if strip == 0 or not WHOLE_TILES:
                 scale, zero = strip_grid(
-                    scales, zeros, k, k_start, n, n_start, N, K, BITS, GROUP, PER_INPUT, ASYMMETRIC, DTYPE
+                    scales, zeros, k_start, row, None, n_start, N, K, BITS, GROUP, PER_INPUT, ASYMMETRIC, DTYPE
                 )
             weight = dequantized_strip(tile, scale, zero, strip, BITS, DTYPE, PTX).to(tl.float32)
             acc0 += weighted(weight, x, 0, k, M, K, stride_x, EVEN_K)

@@ -43,7 +43,8 @@ def wna8_kernel(
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     j = tl.arange(0, LENGTH)
     in_m, in_n = m < M, n < N
-    rows = tile_rows(qweight, tl.minimum(n, padded_out - 1), tiles_in, LENGTH)
+    stored = tl.minimum(n, padded_out - 1)
+    rows = tile_rows(qweight, stored // 64, stored % 64, tiles_in, LENGTH)
     acc = tl.zeros((BN, BM), tl.int32)
     grouped = tl.zeros((BN, BM), tl.float32) if GROUP > 0 else 0.0
     for t in range(tiles_in):

@@ -54,7 +54,7 @@ def test_the_path_of_a_gpu_is_timed_the_same_way(setting: str, tokens: int) -> N
     """Under the interpreter, whose seconds mean nothing; the code is the one that a GPU runs."""
     machine = Gpu("cpu", "no GPU: Triton's interpreter", CpuTimer(1024), graph=CpuTimer(1024))
     (timing,) = bench.bench([Setting.parse(setting)], [(64, 128)], [tokens], machine)
-    kernel = "act_quant + wna8" if setting == "W4A8" else "wna16_gemv" if tokens == 2 else "wna16 "
+    kernel = "act_quant + wna8" if setting == "W4A8" else "wna16_gemv" if tokens == 2 else "wna16_narrow "
     assert timing.operator.startswith(kernel) and timing.relative_error < 0.01
     assert set(timing.baselines) == {"float16", "bfloat16"}
     assert set(timing.graphed) == {"path", "float16", "bfloat16"}

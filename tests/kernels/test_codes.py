@@ -1,9 +1,14 @@
 """The PTX that unpacks codes does what its plain twin does: its very text, run by the definitions of its instructions.
 
-Only this part of the kernels has no twin under the interpreter, so it is proven here, for every word.
+Only this part of the kernels has no twin under the interpreter, so it is proven here, for every word; and that it is
+this text which the compiled kernels hold.
 """
 
+import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -45,3 +50,33 @@ def test_every_word_is_unpacked(bits: int, strip: int, dtype: torch.dtype) -> No
         values = half.to(torch.int32).to(torch.int16).view(dtype)
         codes = (word >> (bits * strip)) % 2**bits ^ 1 << (bits - 1)
         assert torch.equal(values.long(), base + codes)
+
+
+_TRANSLATED = r"""
+import json, re
+from harness.kernels.aot import translated, variants
+names = ("wna16 w4 fp16 oc 16x64", "wna16 w4 bf16 oc 16x64", "wna16 w2 fp16 oc 16x64", "wna16_gemv w4 fp16 oc 1x16")
+for variant in variants("sm_89"):
+    if variant.name in names:
+        ir = translated(variant, "sm_89").asm["ttir"]
+        calls = re.findall(r'elementwise_inline_asm "(.*?)".* -> tensor<\d+x\d+x(\w+)>', ir)
+        print(json.dumps([variant.name, calls]))
+"""
+
+
+@pytest.mark.timeout(300)
+def test_compiled_kernels_hold_the_text_that_is_proven() -> None:
+    """Every strip once, with the constants of the type that it becomes."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _TRANSLATED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    kernels = dict(map(json.loads, done.stdout.splitlines()))
+    assert len(kernels) == 4
+    for name, calls in kernels.items():
+        bits, dtype = (2 if " w2 " in name else 4), (torch.bfloat16 if "bf16" in name else torch.float16)
+        proven = [unpacking_ptx(strip, bits, MAGIC[dtype][0]) for strip in range(16 // bits)]
+        proven = [getattr(text, "value", text) for text in proven]
+        found = [(text.replace(r"\0A", "\n"), to) for text, to in calls]
+        assert found == [(text, "bf16" if dtype is torch.bfloat16 else "f16") for text in proven], name

@@ -76,6 +76,14 @@ def test_conversions_count_in_weight_only_loops() -> None:
     assert "2 conversions" in fault
 
 
+def test_weight_only_copies_are_16_bytes_for_16_tokens_too() -> None:
+    few = Variant("a", "wna16", {"GROUP": 128, "BITS": 4, "BM": 16}, {"num_warps": 4})
+    made = {"loop": Loop(Counter({"HMMA": 8}), 8), "matrix_opcodes": ("HMMA",)}
+    (fault,) = _faults(few, "sm_89", binary(copy_bytes={16: 8, 8: 16}, **made), {})
+    assert "copies of 8 bytes" in fault
+    assert list(_faults(few, "sm_89", binary(**made), {})) == []
+
+
 def test_the_record_only_falls() -> None:
     key = "wna8 w4 channel 128x128 sm_89"
     row = Row(variant(), "sm_89", binary(285), ())
