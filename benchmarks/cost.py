@@ -4,8 +4,9 @@
     python -P benchmarks/cost.py smollm2-135m --method cbq:epochs=1 --setting W2A16g64 --tokens 2048 4096 8192 \
         --tokens-of-blocks 2048 --data-root DATA --figure docs/figures/cost_cbq.svg
 
-Every point is a fresh process that loads the model, keeps its first blocks, quantizes and evaluates nothing. Seconds
-are those of the processor, summed over threads, so that what else the machine does is left out.
+Every point is a fresh process that quantizes the model's first blocks as a worker does, reading them one by one, and
+evaluates nothing. Seconds are those of the processor, summed over threads, so that what else the machine does is left
+out.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Asked:
     threads: int
     calibration: str
     """A file of token ids."""
+    dtype: str = "float32"
+    """Of the forward passes."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Cost:
     wall_seconds: float
     model_bytes: int
     loaded_bytes: int
-    """Most memory resident up to the moment when the model was loaded: imports, weights, and what loading takes."""
+    """Most memory resident up to the moment when the model was there: imports, and all weights but those of blocks."""
     peak_bytes: int
 
 
@@ -78,8 +81,9 @@ def quantize_once(asked: Asked, tokens: int, blocks: int) -> Cost:
     import torch
     from safetensors.torch import load_file
 
-    from harness.driver import quantize_model
+    from harness.driver import quantize_to_files
     from harness.models import load_model
+    from harness.placement import Placement
     from harness.progress import silent
     from harness.registry import create_method, describe_methods, find_method
     from harness.settings import Setting
@@ -89,13 +93,13 @@ def quantize_once(asked: Asked, tokens: int, blocks: int) -> Cost:
     spec, setting = Spec.parse(asked.method), Setting.parse(asked.setting)
     method = create_method(spec.name, bind(find_method(spec.name, describe_methods()).options, spec))
     folder = Path(asked.folder)
-    model = load_model(folder, name=folder.name)
+    model = load_model(folder, name=folder.name, dtype=asked.dtype, placement=Placement(paged=True))
     model.module.model.layers = model.module.model.layers[:blocks]
     loaded = peak_bytes()
     ids = load_file(asked.calibration)["ids"].reshape(-1, LENGTH)[: tokens // LENGTH]
     with tempfile.TemporaryDirectory() as checkpoints:
         wall, processor = time.perf_counter(), time.process_time()
-        quantize_model(model, method, setting, ids, seed=0, checkpoints=Path(checkpoints), progress=silent)
+        quantize_to_files(model, method, setting, ids, seed=0, checkpoints=Path(checkpoints), progress=silent)
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
     size = sum(p.numel() * p.element_size() for p in model.module.parameters())
     return Cost(tokens, blocks, processor, wall, size, loaded, peak_bytes())
@@ -164,6 +168,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096, 8192, 16384])
     parser.add_argument("--tokens-of-blocks", type=int, default=8192, help="where the number of blocks varies")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default="float32", help="of the forward passes")
     parser.add_argument("--figure", type=Path, required=True)
     given = parser.parse_args()
     folder = resolve_model(given.model).path
@@ -171,7 +176,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         ids = Path(scratch) / "ids.safetensors"
         write_calibration(folder, given.data_root, max(*given.tokens, given.tokens_of_blocks), ids)
-        asked = Asked(str(folder), given.method, given.setting, given.threads, str(ids))
+        asked = Asked(str(folder), given.method, given.setting, given.threads, str(ids), given.dtype)
         of_tokens = [in_fresh_process(asked, tokens, max(BLOCKS)) for tokens in given.tokens]
         of_blocks = [in_fresh_process(asked, given.tokens_of_blocks, blocks) for blocks in BLOCKS]
     panels = {}

@@ -17,6 +17,7 @@ from harness.errors import BadOutput, HarnessError, Unsupported
 from harness.linear import QuantizedLinear
 from harness.method import Method, QuantizedWindow
 from harness.models import LoadedModel
+from harness.processes import give_back_freed_memory
 from harness.progress import Progress
 from harness.quantized import QuantizedModel
 from harness.quantizer import ActivationSpec
@@ -94,6 +95,7 @@ def quantize_to_files(
                 carried = dict(part.state)
                 if streams and members[-1] is not blocks[-1]:
                     streams.advance(leaving, part)
+            give_back_freed_memory()  # in pieces that the next window's tensors may not fit into
         progress(_STAGE, len(blocks), len(blocks))
     return files
 

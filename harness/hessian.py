@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +29,10 @@ class Hessian:
             x = chunk.float()
             if upper is None:
                 upper = x.new_zeros(x.shape[1], x.shape[1])
-            for start in range(0, x.shape[1], _PANEL):
-                panel = upper[start : start + _PANEL, start:]
-                panel.addmm_(x[:, start : start + _PANEL].T, x[:, start:])
+            with _units_for(chunk.dtype):
+                for start in range(0, x.shape[1], _PANEL):
+                    panel = upper[start : start + _PANEL, start:]
+                    panel.addmm_(x[:, start : start + _PANEL].T, x[:, start:])
             tokens += x.shape[0]
         if upper is None:
             raise ValueError("no tokens")
@@ -43,3 +45,19 @@ class Hessian:
     def error(self, difference: Float[torch.Tensor, "out in"]) -> Float[torch.Tensor, " out"]:
         """Mean squared output error of each row of a weight difference: diag(ΔW H ΔWᵀ) / tokens."""
         return ((difference @ self.matrix) * difference).sum(dim=1) / self.tokens
+
+
+@contextmanager
+def _units_for(dtype: torch.dtype) -> Iterator[None]:
+    """Within, float32 products of numbers that were bfloat16 are made where a CPU makes those, if it can.
+
+    Nothing is lost: such a product has 16 bits, and sums are float32 there too.
+    """
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    if dtype == torch.bfloat16:
+        matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

@@ -18,12 +18,13 @@ from harness.cells import Cell
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.errors import HarnessError, Problems
 from harness.limits import Limits, show_bytes
+from harness.placement import TOKENS_AT_ONCE
 from harness.registry import Workspace, describe_methods, find_method
 from harness.tasks.catalogue import TaskSpec, parse_task
 
 IN_MEMORY, PAGED, SPILLED = "in memory", "paged", "spilled"
 PLACEMENTS = (IN_MEMORY, PAGED, SPILLED)
-"""From the fastest to the smallest: all weights; the blocks in use; hidden states on disk too."""
+"""From the largest to the smallest: all weights; the blocks in use; hidden states between windows on disk too."""
 
 _PROCESS_BYTES = 640_000_000  # Python, torch, transformers, and what the allocator keeps
 _LM_EVAL_BYTES = 450_000_000
@@ -89,7 +90,7 @@ def needed_bytes(cell: Cell, size: ModelSize, workspace: Workspace, placement: s
         kept += size.all_blocks * float_bytes
     tasks = [parse_task(task) for task in cell.tasks]
     phases = [_quantizing(cell, size, workspace, placement, float_bytes)]
-    phases += [_evaluating(task, size, placement, float_bytes, kept, cell.is_baseline) for task in tasks]
+    phases += [_evaluating(cell, task, size, placement, float_bytes, kept) for task in tasks]
     libraries = _LM_EVAL_BYTES if any(task.kind == "lm_eval" for task in tasks) else 0
     return int(_MARGIN * (_PROCESS_BYTES + libraries + kept + max(phases)))
 
@@ -112,28 +113,26 @@ def _quantizing(cell: Cell, size: ModelSize, workspace: Workspace, placement: st
     return window + own + float_bytes * (streams + walk)
 
 
-def _evaluating(
-    task: TaskSpec, size: ModelSize, placement: str, float_bytes: int, kept: int, is_baseline: bool
-) -> float:
+def _evaluating(cell: Cell, task: TaskSpec, size: ModelSize, placement: str, float_bytes: int, kept: int) -> float:
     """Beside what is kept: a block being dequantized, one forward pass, and the hidden states that wait."""
     length = int(task.options.get("length") or _CHUNK_TOKENS)
-    dequantized = 0 if is_baseline else 2 * size.block * float_bytes
+    dequantized = 0 if cell.is_baseline else 2 * size.block * float_bytes
     block = (0 if placement == IN_MEMORY else size.block * float_bytes) + dequantized
     logits = 4 * 4 * size.vocabulary * min(length, 128)
     forward = float_bytes * length * (6 * size.hidden + 4 * size.widest)
     if task.kind == "kernels":
         return size.all_blocks + logits + forward + 4 * 2 * length * size.vocabulary
-    models = 2 if task.kind == "kl" and not is_baseline else 1
+    models = 2 if task.kind == "kl" and not cell.is_baseline else 1
     waiting = 0
     if placement != IN_MEMORY:
         windows = int(task.options.get("windows") or 1024)
-        each = size.positions + (size.hidden if placement == PAGED else 0)
-        waiting = float_bytes * windows * length * each
+        tokens = min(windows * length, TOKENS_AT_ONCE[cell.device] + length)
+        waiting = float_bytes * tokens * (size.positions + size.hidden)
     return models * (block + waiting) + (models - 1) * kept + logits + forward
 
 
 def place(cells: Iterable[Cell], limits: Limits) -> dict[str, str]:
-    """For each cell's id the first of ``PLACEMENTS`` that fits ``limits``, or the machine where they set none.
+    """For each cell's id the best placement that fits ``limits``, or the machine where they set none.
 
     Raises Problems with every cell that fits none of them, and the memory that it would need.
     """
@@ -156,15 +155,21 @@ def place(cells: Iterable[Cell], limits: Limits) -> dict[str, str]:
 
 
 def possible(cell: Cell) -> Mapping[str, int]:
-    """What the cell needs at each placement that it can be run at. Kernels want all packed layers in memory."""
+    """What the cell needs at each placement that it can be run at, the best one first.
+
+    Kernels want all packed layers in memory. On a CPU blocks are read in next to no time, and a model held whole would
+    only take memory; but what lm-eval's tasks generate enters every block for every token.
+    """
     said = Workspace() if cell.is_baseline else find_method(cell.method_source, describe_methods()).workspace
     workspace = said.given(cell.options)
-    needs_all = cell.execute == "kernels" or any(parse_task(task).kind == "kernels" for task in cell.tasks)
+    tasks = {parse_task(task).kind for task in cell.tasks}
+    places: tuple[str, ...] = PLACEMENTS
+    if cell.execute == "kernels" or "kernels" in tasks:
+        places = (IN_MEMORY,)
+    elif cell.device == "cpu" and "lm_eval" not in tasks:
+        places = (PAGED, SPILLED)
     size = _size_of(Path(cell.model_path))
-    return {
-        placement: needed_bytes(cell, size, workspace, placement)
-        for placement in (PLACEMENTS[:1] if needs_all else PLACEMENTS)
-    }
+    return {placement: needed_bytes(cell, size, workspace, placement) for placement in places}
 
 
 @cache

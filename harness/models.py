@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from harness.architecture import Architecture, discover
 from harness.checkpoint import open_checkpoint
 from harness.errors import HarnessError
-from harness.pagedmodel import load_paged
+from harness.pagedmodel import Unreadable, load_paged
 from harness.paging import InMemory, Paged, Weights
 from harness.placement import IN_MEMORY, Placement
 
@@ -52,8 +55,9 @@ def load_model(
     """The model at ``path``. ``dtype`` is ``float32``, ``bfloat16``, ``float16``, ``checkpoint`` or ``default``.
 
     ``default`` is float32 on a CPU and the checkpoint's own elsewhere. With ``placement.paged`` decoder blocks are read
-    when they are needed and dropped afterwards. Raises HarnessError when the folder is not a sound checkpoint or
-    transformers does not know its architecture.
+    when they are needed and dropped afterwards; a checkpoint for which that is not possible is loaded whole, with a
+    warning. Raises HarnessError when the folder is not a sound checkpoint or transformers does not know its
+    architecture.
     """
     checkpoint = open_checkpoint(path)
     transformers_logging.disable_progress_bar()
@@ -64,8 +68,9 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         if placement.paged:
-            module, paged = load_paged(checkpoint, wanted, device, placement.spill)
-        else:
+            with _whole_if_unreadable(name):
+                module, paged = load_paged(checkpoint, wanted, device)
+        if paged is None:
             module = AutoModelForCausalLM.from_pretrained(
                 path, dtype=wanted, trust_remote_code=False, use_safetensors=True, local_files_only=True
             )
@@ -81,6 +86,14 @@ def load_model(
     # Models made for chat warn on every long text; the harness cuts windows itself.
     tokenizer.model_max_length = int(1e30)
     return LoadedModel(module, tokenizer, name, path, paged)
+
+
+@contextmanager
+def _whole_if_unreadable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Unreadable as reason:
+        warnings.warn(f"{name} is loaded whole, not block by block: {reason}", stacklevel=4)
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
@@ -13,16 +12,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from harness.architecture import block_names
 from harness.checkpoint import Checkpoint
-from harness.errors import HarnessError
 from harness.paging import Paged
 
 
-def load_paged(
-    checkpoint: Checkpoint, dtype: torch.dtype | str, device: str, spill: Path | None
-) -> tuple[PreTrainedModel, Paged]:
+class Unreadable(Exception):
+    """A checkpoint that cannot be read block by block."""
+
+
+def load_paged(checkpoint: Checkpoint, dtype: torch.dtype | str, device: str) -> tuple[PreTrainedModel, Paged]:
     """The model of ``checkpoint``: everything in memory but its blocks, which are read as they are entered.
 
-    Raises HarnessError where a weight lies in the checkpoint under another name than in the model.
+    Raises Unreadable where a weight lies in the checkpoint under another name than in the model.
     """
     config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, local_files_only=True)
     if dtype == "auto":
@@ -42,7 +42,7 @@ def load_paged(
     for buffered in module.modules():
         for name, buffer in buffered._buffers.items():
             buffered._buffers[name] = None if buffer is None else buffer.to(device)
-    return module, Paged(module, blocks, read, spill)
+    return module, Paged(module, blocks, read)
 
 
 def _stored_names(module: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
@@ -58,11 +58,7 @@ def _stored_names(module: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, 
         else:
             missing.append(name)
     if missing:
-        raise HarnessError(
-            f"{len(missing)} weights are not in the checkpoint under their own names, first {missing[0]}",
-            where=str(checkpoint.path),
-            fix="this model cannot be read block by block: give it the memory to be loaded whole",
-        )
+        raise Unreadable(f"{len(missing)} weights are not in the checkpoint under their own names, first {missing[0]}")
     return found
 
 

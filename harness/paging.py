@@ -1,17 +1,15 @@
 """Where the weights of decoder blocks are: in memory all the time, or only while the block is needed.
 
-A model larger than memory is read from its checkpoint block by block. Quantization holds the blocks of a window;
-evaluation lets all forward passes wait at a block, reads it, and lets them go on to the next: every block is read once,
-however many passes there are.
+A paged model is read from its checkpoint block by block. Quantization holds the blocks of a window; evaluation lets
+many forward passes wait at a block, reads it, and lets them go on to the next: a block is read once for all of them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -21,9 +19,9 @@ from transformers import PreTrainedModel
 
 from harness.architecture import Architecture, Block
 from harness.attention import allow_quantized_attention
+from harness.placement import TOKENS_AT_ONCE
 from harness.quantized import QuantizedModel
 from harness.quantizedfile import QuantizedFile
-from harness.spill import Shelf, TensorFile
 from harness.standins import standing_in
 
 T = TypeVar("T")
@@ -37,7 +35,7 @@ class Weights(Protocol):
         """Within, the weights of ``blocks`` are in memory."""
 
     def run(self, passes: Sequence[Callable[[], T]], watch: Watch) -> Iterator[T]:
-        """The results of forward passes, in their order; weights are read once for all of them.
+        """The results of forward passes, in their order; weights are read once for many of them.
 
         Each is given out as soon as it is there, so that not all have to be in memory. ``watch`` is told (steps done,
         of how many).
@@ -75,13 +73,9 @@ class Paged:
         module: PreTrainedModel,
         blocks: Sequence[str],
         read: Callable[[str], torch.Tensor],
-        spill: Path | None = None,
     ) -> None:
-        """``read`` gives a parameter of ``module`` by its name; those of ``blocks`` are on the meta device.
-
-        ``spill``: a folder where hidden states wait instead of in memory.
-        """
-        self._module, self._read, self._spill = module, read, spill
+        """``read`` gives a parameter of ``module`` by its name; those of ``blocks`` are on the meta device."""
+        self._module, self._read = module, read
         self._modules: Mapping[str, nn.Module] = dict(module.named_modules())
         self._order = {name: i for i, name in enumerate(blocks)}
         self._users: Counter[str] = Counter()
@@ -102,25 +96,28 @@ class Paged:
         self._quantized = file, {block.name: block for block in architecture.blocks}
 
     def run(self, passes: Sequence[Callable[[], T]], watch: Watch) -> Iterator[T]:
-        file = TensorFile(self._spill) if self._spill else None
-        under_way = [_Pass(forward, Shelf(file) if file else None) for forward in passes]
-        steps = len(passes) * len(self._order)
-        try:
-            for forward in under_way:
-                forward.advance()
-            for number, block in enumerate(self._order):
-                with self.holding([block]):
-                    for i, forward in enumerate(under_way):
-                        watch(number * len(passes) + i, steps)
-                        if forward.waits_for != block:
-                            raise RuntimeError(f"a forward pass came to {forward.waits_for}, not to {block}")
-                        forward.advance()
-                        if forward.dead:
-                            yield forward.result()
-            watch(steps, steps)
-        finally:
-            for forward in under_way:
-                forward.stop()
+        waiting, most = deque(passes), TOKENS_AT_ONCE[self._module.device.type]
+        steps, done = len(passes) * len(self._order), 0
+        while waiting:
+            under_way: list[_Pass] = []
+            try:
+                while waiting and sum(forward.tokens for forward in under_way) < most:
+                    under_way.append(_Pass(waiting.popleft()))
+                    under_way[-1].advance()
+                for block in self._order:
+                    with self.holding([block]):
+                        for forward in under_way:
+                            watch(done, steps)
+                            if forward.waits_for != block:
+                                raise RuntimeError(f"a forward pass came to {forward.waits_for}, not to {block}")
+                            forward.advance()
+                            done += 1
+                            if forward.dead:
+                                yield forward.result()
+            finally:
+                for forward in under_way:
+                    forward.stop()
+        watch(steps, steps)
 
     def _forward(self, name: str, forward: Callable[..., Any], hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         current = getcurrent()
@@ -175,10 +172,12 @@ class Paged:
 class _Pass(greenlet):  # type: ignore[misc]
     """A forward pass that waits at the entrance of every block until it is let go on."""
 
-    def __init__(self, forward: Callable[[], Any], shelf: Shelf | None) -> None:
+    def __init__(self, forward: Callable[[], Any]) -> None:
         super().__init__(forward)
-        self._shelf, self._result = shelf, None
+        self._result = None
         self.waits_for: str | None = None
+        self.tokens = 0
+        """Whose hidden states wait."""
 
     def advance(self) -> None:
         """To the next block, or to the end."""
@@ -191,9 +190,8 @@ class _Pass(greenlet):  # type: ignore[misc]
 
     def wait_for(self, block: str, hidden: torch.Tensor) -> None:
         """Called from within the pass."""
-        self.waits_for = block
-        with self._shelf.away(hidden) if self._shelf else nullcontext():
-            self.parent.switch()
+        self.waits_for, self.tokens = block, hidden.shape[:-1].numel()
+        self.parent.switch()
 
     def stop(self) -> None:
         """Unwind it, if it has not ended."""

@@ -13,7 +13,7 @@ class Placement:
     paged: bool = False
     """Decoder blocks are read from the checkpoint when they are needed, and dropped afterwards."""
     spill: Path | None = None
-    """A folder for hidden states that wait for a block; None: they wait in memory."""
+    """A folder for the calibration text's hidden states between two windows; None: they are in memory."""
 
     @classmethod
     def named(cls, name: str, folder: Path) -> Placement:
@@ -22,3 +22,5 @@ class Placement:
 
 
 IN_MEMORY = Placement()
+TOKENS_AT_ONCE = {"cpu": 16_384, "cuda": 131_072}
+"""Whose hidden states wait for a block that is being read: enough for their products to take far longer than that."""

@@ -7,7 +7,6 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import overload
 
@@ -76,32 +75,3 @@ class SpilledTensors(Sequence[torch.Tensor]):
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return (self[i] for i in range(len(self)))
-
-
-class Shelf:
-    """One place in a file for a tensor whose memory is taken while others still refer to it."""
-
-    def __init__(self, file: TensorFile) -> None:
-        self._file = file
-        self._start: int | None = None
-        self._nbytes = 0
-
-    @contextmanager
-    def away(self, tensor: torch.Tensor) -> Iterator[None]:
-        """Within, ``tensor`` has no memory and must not be read; then it is what it was."""
-        storage = tensor.untyped_storage()
-        held = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-        nbytes = storage.nbytes()
-        if self._start is None or nbytes != self._nbytes:
-            self._start, self._nbytes = self._file.append(held), nbytes
-        else:
-            self._file.write(self._start, held)
-        storage.resize_(0)
-        try:
-            yield
-        finally:
-            storage.resize_(nbytes)
-            back = torch.empty(nbytes, dtype=torch.uint8) if tensor.is_cuda else held
-            self._file.read(self._start, back)
-            if back is not held:
-                held.copy_(back)

@@ -68,10 +68,11 @@ def test_more_room_is_never_used_worse(cell: Cell) -> None:
     assert needs == sorted(needs, reverse=True)
 
 
-def test_each_cell_gets_the_fastest_placement_that_fits(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_cell_gets_the_first_placement_that_fits(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_size_of", lambda _: size(32))
-    cell = replace(cell, calibration="pydoc:512x2048")
+    cell = replace(cell, calibration="pydoc:512x2048", device="cuda")
     options = memory.possible(cell)
+    assert list(options) == list(memory.PLACEMENTS)
     for placement, needed in options.items():
         assert memory.place([cell], Limits(memory_bytes=needed)) == {cell.id: placement}
     with pytest.raises(Problems, match=r"needs .* GB, --memory allows 1\.0 GB"):
@@ -83,7 +84,13 @@ def test_without_a_limit_nothing_is_refused(cell: Cell, monkeypatch: pytest.Monk
     assert memory.place([cell], Limits()) == {cell.id: memory.SPILLED}
     monkeypatch.setattr(memory, "_size_of", lambda _: size(1))
     monkeypatch.setattr(memory, "_physical_bytes", lambda: 10**11)
-    assert memory.place([cell], Limits()) == {cell.id: memory.IN_MEMORY}
+    assert memory.place([cell], Limits()) == {cell.id: memory.PAGED}
+
+
+def test_a_model_is_held_whole_where_reading_its_blocks_would_take_time(cell: Cell) -> None:
+    assert list(memory.possible(cell)) == [memory.PAGED, memory.SPILLED]
+    assert list(memory.possible(replace(cell, device="cuda"))) == list(memory.PLACEMENTS)
+    assert list(memory.possible(replace(cell, tasks=(*cell.tasks, "gsm8k")))) == list(memory.PLACEMENTS)
 
 
 def test_kernels_need_the_whole_model(cell: Cell) -> None:

@@ -11,10 +11,9 @@ import torch
 from harness.architecture import discover
 from harness.checkpoint import open_checkpoint
 from harness.driver import quantize_to_files
-from harness.errors import HarnessError
 from harness.models import LoadedModel, load_model
 from harness.pagedmodel import load_paged
-from harness.placement import Placement
+from harness.placement import TOKENS_AT_ONCE, Placement
 from harness.progress import silent
 from harness.quantizedfile import QuantizedFile
 from harness.registry import create_method, method_class
@@ -46,12 +45,8 @@ def blocks_in_memory(module):
     return {name for name, p in module.named_parameters() if ".layers." in name and not p.is_meta}
 
 
-def both(tiny_model, folder, spills):
-    """The tiny model in memory, and read block by block."""
-    return (
-        load_model(tiny_model.path, name="tiny"),
-        load_model(tiny_model.path, name="tiny", placement=Placement(paged=True, spill=folder if spills else None)),
-    )
+def read_by_blocks(tiny_model):
+    return load_model(tiny_model.path, name="tiny", placement=Placement(paged=True))
 
 
 RENAMED = "gpt-neox"  # its checkpoints name the output head otherwise
@@ -61,7 +56,7 @@ RENAMED = "gpt-neox"  # its checkpoints name the output head otherwise
 def test_every_architecture_computes_the_same(name, tmp_path):
     whole = architectures.build(name)
     whole.save_pretrained(tmp_path)
-    paged, weights = load_paged(open_checkpoint(tmp_path), torch.float32, "cpu", tmp_path)
+    paged, weights = load_paged(open_checkpoint(tmp_path), torch.float32, "cpu")
     paged.eval()
     assert discover(paged) == discover(whole)
     ids = architectures.ids()
@@ -72,22 +67,25 @@ def test_every_architecture_computes_the_same(name, tmp_path):
         assert torch.equal(paged(ids).logits, whole(ids).logits)  # without waiting for one another
 
 
-@SPILLS
-def test_each_block_is_read_once_for_all_passes_and_dropped(tiny_model, tmp_path, reads, spills):
-    _, paged = both(tiny_model, tmp_path, spills)
+@pytest.mark.parametrize(("most", "sweeps"), [(10_000, 1), (7 * 16, 1), (3 * 16, 3), (1, 7)])
+def test_each_block_is_read_once_for_passes_that_wait_together(tiny_model, reads, monkeypatch, most, sweeps):
+    paged = read_by_blocks(tiny_model)
+    monkeypatch.setitem(TOKENS_AT_ONCE, "cpu", most)
     ids = torch.randint(3, 500, (7, 16))
     reads.clear()
     told = []
     with torch.inference_mode():
         passes = [lambda row=row: paged.module(row[None], use_cache=False).logits for row in ids]
-        list(paged.weights.run(passes, lambda *step: told.append(step)))
-    assert set(reads.values()) == {1}
+        found = list(paged.weights.run(passes, lambda *step: told.append(step)))
+    assert set(reads.values()) == {sweeps}
     assert blocks_in_memory(paged.module) == set()
-    assert told[-1] == (len(ids) * len(paged.architecture.blocks),) * 2
+    assert told == [(i, 14) for i in range(15)]
+    whole = load_model(tiny_model.path, name="tiny").module
+    assert all(torch.equal(whole(row[None]).logits, logits) for row, logits in zip(ids, found, strict=True))
 
 
-def test_a_pass_that_fails_leaves_nothing_behind(tiny_model, tmp_path):
-    _, paged = both(tiny_model, tmp_path, True)
+def test_a_pass_that_fails_leaves_nothing_behind(tiny_model):
+    paged = read_by_blocks(tiny_model)
     hook = paged.module.model.layers[1].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError), torch.inference_mode():
         list(paged.weights.run([lambda: paged.module(torch.ones(1, 4, dtype=torch.int64))] * 3, lambda *_: None))
@@ -104,7 +102,8 @@ def test_a_pass_that_fails_leaves_nothing_behind(tiny_model, tmp_path):
 def test_integers_and_scores_do_not_depend_on_the_placement(tiny_model, tmp_path, spills, method, setting):
     calibration = torch.randint(3, 500, (6, 32), generator=torch.Generator().manual_seed(0))
     found = []
-    for name, model in zip(("memory", "paged"), both(tiny_model, tmp_path, spills), strict=True):
+    models = {"memory": load_model(tiny_model.path, name="tiny"), "paged": read_by_blocks(tiny_model)}
+    for name, model in models.items():
         (tmp_path / name).mkdir()
         files = quantize_to_files(
             model, method_class(method)[1](), Setting.parse(setting), calibration,
@@ -135,10 +134,14 @@ def test_joined_files_are_what_saving_the_whole_writes(tiny_model, tmp_path):
     assert (file.packed_bytes, file.bits_per_weight) == (whole.packed_bytes, whole.bits_per_weight)
 
 
-def test_weights_under_another_name_are_told(tmp_path):
-    architectures.build(RENAMED).save_pretrained(tmp_path)
-    with pytest.raises(HarnessError, match=r"not in the checkpoint under their own names, first lm_head\.weight"):
-        load_paged(open_checkpoint(tmp_path), torch.float32, "cpu", None)
+def test_a_checkpoint_with_other_names_is_loaded_whole_and_that_is_said(tiny_model, tmp_path):
+    whole = architectures.build(RENAMED)
+    whole.save_pretrained(tmp_path)
+    tiny_model.tokenizer.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"loaded whole.*not in the checkpoint under their own names, first lm_head"):
+        model = load_model(tmp_path, name="renamed", placement=Placement(paged=True))
+    assert model.paged is None
+    assert torch.equal(model.module(architectures.ids()).logits, whole(architectures.ids()).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
