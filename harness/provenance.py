@@ -21,7 +21,7 @@ _CPU_FLAGS = {
     "avx2",
     "fma",
     "f16c",
-    "avx512f",
+    "avx512bw", "avx512f",
     "avx512_vnni",
     "avx_vnni",
     "avx512_bf16",

@@ -20,6 +20,7 @@ from harness.paths import cache_dir
 from harness.provenance import cpu
 
 _NEEDS = ("avx2", "fma", "f16c")
+_WIDE = {"avx512f": "-mavx512f", "avx512bw": "-mavx512bw", "avx512_vnni": "-mavx512vnni"}
 _SOURCE = Path(__file__).with_name("w4a16.c")
 _FLAGS = ("-O3", "-std=c11", "-mavx2", "-mfma", "-mf16c", "-shared", "-fPIC")
 _COMPILE_SECONDS = 120
@@ -44,10 +45,15 @@ def library() -> ctypes.CDLL:
     if shutil.which(compiler[0]) is None:
         raise Unsupported(f"there is no C compiler {compiler[0]!r}", fix="install one, or name it in CC")
     try:
-        return _loaded([*compiler, *_FLAGS])
+        return _loaded([*compiler, *_FLAGS, *wide_flags()])
     except (OSError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [type(error).__name__]
         raise Unsupported(f"the C compiler or what it made fails: {lines[-1]}", fix="name another in CC") from error
+
+
+def wide_flags() -> tuple[str, ...]:
+    """What tells the compiler to use registers of 512 bits, where this processor has all that the kernel does with them."""
+    return tuple(_WIDE.values()) if set(cpu()["flags"]) >= _WIDE.keys() else ()
 
 
 def _loaded(command: list[str]) -> ctypes.CDLL:

@@ -1,20 +1,44 @@
-/* y = x Wᵀ with 4-bit weights on processors with AVX2 and nothing beyond it. kernels/native.py compiles it.
+/* y = x Wᵀ with 4-bit weights on processors with AVX2, or with AVX-512 and VNNI. kernels/native.py compiles it.
 
    The inputs of a token become 16-bit fixed point in blocks of inputs, each with a step of its own; a block lies within a
    group of the weights, so that everything inside one is an exact sum of integers in 32 bits:
 
        y = Σ over blocks of step · scale · Σ (code − zero) · q,   q = round(x / step),   step = max |x| / 32767
 
-   Sixteen outputs are in the lanes of two registers and a lane adds up two inputs at a time (vpmaddwd), so that nothing
-   is shuffled and no lanes are ever summed. A 32-bit word of an output has its codes of eight inputs: those of even
-   inputs in the lower half, those of odd ones in the upper, the first pair in the lowest bits of both. */
+   Sixteen outputs are in the lanes of one register, or of two, and a lane adds up two inputs at a time (vpdpwssd, or
+   vpmaddwd), so that nothing is shuffled and no lanes are ever summed. A 32-bit word of an output has its codes of eight
+   inputs: those of even inputs in the lower half, those of odd ones in the upper, the first pair in the lowest bits of
+   both. Sums of integers are exact, so both kinds of processor come to the same but for how float32 rounds. */
 
 #include <immintrin.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { OUTPUTS = 16, INPUTS = 8, ROWS = 4, AHEAD = 2048 }; /* AHEAD: bytes of codes that are asked of memory early */
+/* A register of 32-bit lanes, and what is done with it. */
+#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#define WIDE 1
+enum { WIDTH = 16, ROWS = 8 };
+typedef __m512i Ints;
+typedef __m512 Floats;
+#define INT(name) _mm512_##name
+#define BITS_OF(name) _mm512_##name##_si512
+#define HALVES_OF_FLOATS(at) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(at)))
+#define BYTES(at) _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(at)))
+#define ADD_PAIRS(sum, a, b) _mm512_dpwssd_epi32(sum, a, b)
+#else
+#define WIDE 0
+enum { WIDTH = 8, ROWS = 4 };
+typedef __m256i Ints;
+typedef __m256 Floats;
+#define INT(name) _mm256_##name
+#define BITS_OF(name) _mm256_##name##_si256
+#define HALVES_OF_FLOATS(at) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(at)))
+#define BYTES(at) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(at)))
+#define ADD_PAIRS(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
+#endif
+
+enum { OUTPUTS = 16, INPUTS = 8, PARTS = OUTPUTS / WIDTH, AHEAD = 2048 }; /* AHEAD: bytes of codes asked for early */
 
 #define MAGIC 0x3631413457 /* "W4A16" */
 #define LARGEST 32767.0f
@@ -111,52 +135,41 @@ static void fixed_point(const Layer *layer, const void *x, long row, int bfloat1
     }
 }
 
-INLINE __m256 scales_at(const Layer *layer, long at) {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(layer->scales + at)));
-}
-
-INLINE __m256i zeros_at(const Layer *layer, long at) {
-    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(layer->zeros + at)));
-}
-
-INLINE __m256i words_at(const uint32_t *words) { return _mm256_loadu_si256((const __m256i *)words); }
-
 /* One tile of 16 outputs for `rows` tokens, a constant wherever this is inlined. */
 INLINE void tile(const Layer *layer, long at, const int rows, const int32_t *pairs, const int32_t *sums,
-                 const float *steps, __m256 (*y)[ROWS]) {
-    const __m256i low = _mm256_set1_epi16(15);
+                 const float *steps, Floats (*y)[ROWS]) {
+    const Ints low = INT(set1_epi16)(15);
     const long run = layer->block / INPUTS, blocks_of_a_group = layer->blocks / layer->groups;
     const uint32_t *words = layer->codes + at * layer->blocks * run * OUTPUTS;
-    for (int t = 0; t < rows; t++) y[0][t] = y[1][t] = _mm256_setzero_ps();
+    for (int v = 0; v < PARTS; v++)
+        for (int t = 0; t < rows; t++) y[v][t] = INT(setzero_ps)();
     for (long b = 0; b < layer->blocks; b++) {
         const long grid = (at * layer->groups + b / blocks_of_a_group) * OUTPUTS;
-        __m256i sum[2][ROWS];
-        for (int v = 0; v < 2; v++)
+        Ints sum[PARTS][ROWS];
+        for (int v = 0; v < PARTS; v++)
             for (int t = 0; t < rows; t++)
-                sum[v][t] = _mm256_mullo_epi32(zeros_at(layer, grid + 8 * v), _mm256_set1_epi32(-sums[b * rows + t]));
+                sum[v][t] = INT(mullo_epi32)(BYTES(layer->zeros + grid + WIDTH * v), INT(set1_epi32)(-sums[b * rows + t]));
         for (long k = 0; k < run; k++, words += OUTPUTS, pairs += 4 * rows) {
-            __m256i left = words_at(words), right = words_at(words + 8);
+            Ints word[PARTS];
+            for (int v = 0; v < PARTS; v++) word[v] = BITS_OF(loadu)((const Ints *)(words + WIDTH * v));
             _mm_prefetch((const char *)words + AHEAD, _MM_HINT_T0);
 #define PAIR(P, CODES)                                                                                   \
-    {                                                                                                    \
-        __m256i one = CODES(left), two = CODES(right);                                                   \
-        for (int t = 0; t < rows; t++) {                                                                 \
-            __m256i x = _mm256_set1_epi32(pairs[(P) * rows + t]);                                        \
-            sum[0][t] = _mm256_add_epi32(sum[0][t], _mm256_madd_epi16(one, x));                          \
-            sum[1][t] = _mm256_add_epi32(sum[1][t], _mm256_madd_epi16(two, x));                          \
-        }                                                                                                \
+    for (int v = 0; v < PARTS; v++) {                                                                    \
+        const Ints codes = CODES(word[v]);                                                               \
+        for (int t = 0; t < rows; t++)                                                                   \
+            sum[v][t] = ADD_PAIRS(sum[v][t], codes, INT(set1_epi32)(pairs[(P) * rows + t]));             \
     }
-#define FIRST(words) _mm256_and_si256(words, low)
-#define SECOND(words) _mm256_and_si256(_mm256_srli_epi16(words, 4), low)
-#define THIRD(words) _mm256_and_si256(_mm256_srli_epi16(words, 8), low)
-#define FOURTH(words) _mm256_srli_epi16(words, 12)
+#define FIRST(words) BITS_OF(and)(words, low)
+#define SECOND(words) BITS_OF(and)(INT(srli_epi16)(words, 4), low)
+#define THIRD(words) BITS_OF(and)(INT(srli_epi16)(words, 8), low)
+#define FOURTH(words) INT(srli_epi16)(words, 12)
             PAIR(0, FIRST) PAIR(1, SECOND) PAIR(2, THIRD) PAIR(3, FOURTH)
         }
-        for (int v = 0; v < 2; v++) {
-            const __m256 scale = scales_at(layer, grid + 8 * v);
+        for (int v = 0; v < PARTS; v++) {
+            const Floats scale = HALVES_OF_FLOATS(layer->scales + grid + WIDTH * v);
             for (int t = 0; t < rows; t++) {
-                __m256 factor = _mm256_mul_ps(scale, _mm256_set1_ps(steps[b * rows + t]));
-                y[v][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[v][t]), factor, y[v][t]);
+                const Floats factor = INT(mul_ps)(scale, INT(set1_ps)(steps[b * rows + t]));
+                y[v][t] = INT(fmadd_ps)(INT(cvtepi32_ps)(sum[v][t]), factor, y[v][t]);
             }
         }
     }
@@ -165,13 +178,15 @@ INLINE void tile(const Layer *layer, long at, const int rows, const int32_t *pai
 INLINE void tiles(const Layer *layer, long first, long last, const int rows, const int32_t *pairs, const int32_t *sums,
                   const float *steps, void *y, long row, int bfloat16) {
     for (long at = first; at < last; at++) {
-        __m256 result[2][ROWS];
+        Floats result[PARTS][ROWS];
         tile(layer, at, rows, pairs, sums, steps, result);
         const long from = at * OUTPUTS, left = layer->outputs - from, count = left < OUTPUTS ? left : OUTPUTS;
         for (int t = 0; t < rows; t++) {
             float whole[OUTPUTS];
-            _mm256_storeu_ps(whole, _mm256_add_ps(result[0][t], _mm256_loadu_ps(layer->bias + from)));
-            _mm256_storeu_ps(whole + 8, _mm256_add_ps(result[1][t], _mm256_loadu_ps(layer->bias + from + 8)));
+            for (int v = 0; v < PARTS; v++) {
+                const Floats bias = INT(loadu_ps)(layer->bias + from + WIDTH * v);
+                INT(storeu_ps)(whole + WIDTH * v, INT(add_ps)(result[v][t], bias));
+            }
             for (long o = 0; o < count; o++) put(y, (row + t) * layer->outputs + from + o, bfloat16, whole[o]);
         }
     }
@@ -194,10 +209,11 @@ int w4a16(const void *buffer, long bytes, const void *x, long inputs, void *y, l
         for (long t = 0; t < count; t++)
             fixed_point(&layer, x, row + t, bfloat16, count, pairs + t, sums + t, steps + t);
         switch (count) { /* a constant for each, so that all sums stay in registers */
-            case 1: tiles(&layer, first, last, 1, pairs, sums, steps, y, row, bfloat16); break;
-            case 2: tiles(&layer, first, last, 2, pairs, sums, steps, y, row, bfloat16); break;
-            case 3: tiles(&layer, first, last, 3, pairs, sums, steps, y, row, bfloat16); break;
-            default: tiles(&layer, first, last, ROWS, pairs, sums, steps, y, row, bfloat16);
+#define CASE(N) case N: tiles(&layer, first, last, N, pairs, sums, steps, y, row, bfloat16); break;
+            CASE(1) CASE(2) CASE(3) CASE(4)
+#if WIDE
+            CASE(5) CASE(6) CASE(7) CASE(8)
+#endif
         }
     }
     free(pairs);

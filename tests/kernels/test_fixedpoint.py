@@ -62,6 +62,20 @@ def within_fixed_point(y: torch.Tensor, x: torch.Tensor, linear: QuantizedLinear
     assert excess.max() <= 0, f"off by {excess.max():.3g} beyond the bound"
 
 
+@pytest.mark.usefixtures("runs", "forgotten")
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 8, 9, 17])
+def test_wide_registers_give_the_bits_of_narrow_ones(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same lanes, in the same order."""
+    if not native.wide_flags():
+        pytest.skip("this processor has no AVX-512 with VNNI")
+    path = FixedPointWeights.of(pack(random_layer(50, 320, group=64)))
+    x = activations("outlier", rows, 320)
+    wide = path(x)
+    monkeypatch.setattr(native, "wide_flags", tuple)
+    native.library.cache_clear()
+    assert torch.equal(path(x), wide)
+
+
 @pytest.mark.usefixtures("runs")
 @settings(max_examples=120, deadline=None)
 @given(
