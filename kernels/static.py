@@ -20,7 +20,7 @@ from harness.kernels.sass import Binary
 
 RATCHET = Path(__file__).resolve().parent / "ratchet.json"
 # Instructions of the main loop of the 4-bit integer product with 128 × 128 blocks, 64 products of 16 × 8 × 32 a warp.
-_MOST_INSTRUCTIONS = {"sm_80": 360, "sm_86": 290, "sm_89": 290, "sm_90": 240, "sm_100": 260, "sm_120": 285}
+_MOST_INSTRUCTIONS = {"sm_80": 185, "sm_86": 185, "sm_89": 185, "sm_90": 125, "sm_100": 155, "sm_120": 175}
 _SHARED_KIB = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
 # By family: Ampere to Ada and consumer Blackwell; Hopper; datacenter Blackwell; CDNA3.
 _MATRIX = {

@@ -66,10 +66,8 @@ def raising_ptx(strip, bits):
 
     Triton's own lowering takes bytes apart one by one.
     """
-    mask = (1 << 8) - (1 << (8 - bits))
-    return "\n".join(
-        ["{", ".reg .b32 t;", f"shl.b32 t, $1, {8 - bits * (strip + 1)};", f"and.b32 $0, t, {mask * 0x1010101:#x};", "}"]
-    )
+    left, mask = 8 - bits * (strip + 1), (1 << 8) - (1 << (8 - bits))
+    return "\n".join(["{", ".reg .b32 t;", f"shl.b32 t, $1, {left};", f"and.b32 $0, t, {mask * 0x1010101:#x};", "}"])
 
 
 @triton.jit

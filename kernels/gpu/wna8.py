@@ -1,11 +1,12 @@
 """W4A8, W4A4 and other integer products: int8 tensor cores on codes, zero points put right afterwards, exactly.
 
-The weight is operand A, and its codes go in times 2^(8 − bits): one shift or one mask a byte. Activations of 4 bits are
-int8 too; packed in nibbles they would cost ten times the instructions, and recent GPUs have no 4-bit product anyway.
+The weight is operand A, and its codes go in times 2^(8 − bits): a shift and a mask for the four codes of a register.
+Activations of 4 bits are int8 too; packed in nibbles they would cost many times the instructions, and recent GPUs have
+no 4-bit product anyway.
 
-A product takes in a whole group, strips joined. For few tokens a load takes in 128 inputs, so that each thread copies 16
-bytes; where groups are smaller, it is taken apart in registers. Whole channels of many tokens are multiplied strip by
-strip: there the compiler gives every warp rows of its own, and unpacks them once.
+A product takes in a whole group, strips joined. For few tokens a load takes in 128 inputs, so that each thread copies
+16 bytes; where groups are smaller, it is taken apart afterwards. Whole channels of many tokens are multiplied strip by
+strip: then the compiler gives every warp outputs of its own, and no code is unpacked twice.
 
     Σ (x − zx)(w − zw) = Σ x w − zx Σ w − zw Σ x + n zx zw,  per group of n inputs, in int32
 """
@@ -67,7 +68,7 @@ def wna8_kernel(
 ):  # fmt: skip
     """``y`` [M, N] from int8 codes ``x`` [M, 128 · tiles_in], padded with zeros. GROUP 0: one group for all inputs."""
     LENGTH: tl.constexpr = 16 * BITS
-    FEW: tl.constexpr = BM < 64  # a strip of the activations is too narrow for wide copies
+    FEW: tl.constexpr = BM < 64  # a strip of them is too narrow for wide copies; as in wna16, pointers move on
     WIDE: tl.constexpr = GROUP if GROUP > 0 else 128 if FEW else LENGTH  # inputs of a product
     LOADED: tl.constexpr = 128 if FEW else WIDE  # inputs of a load, of one product or several
     m = tl.program_id(1) * BM + tl.arange(0, BM)
