@@ -48,9 +48,15 @@ CANDIDATES: dict[Kernel, list[Config]] = {
     "wna16_ic": [
         Config(m, 64, s, w, stages) for m, s, w, stages in itertools.product((16, 64), (1, 4), (4, 8), (2, 3, 4))
     ],
-    "wna8_grouped": [Config(m, 64, 1, w, stages) for m, w, stages in itertools.product((16, 64), (4, 8), (3, 4))],
+    "wna8_grouped": [
+        Config(m, n, 1, w, stages)
+        for (m, n, w), stages in itertools.product(
+            ((16, 32, 2), (16, 64, 4), (32, 128, 8), (64, 64, 4), (64, 64, 8)), (3, 4)
+        )
+    ],
     "wna8": [
-        Config(m, n, 1, w, stages) for m, n, w, stages in itertools.product((16, 64, 128), (64, 128), (4, 8), (3, 4))
+        Config(m, n, 1, w, stages)
+        for m, (n, w), stages in itertools.product((16, 64, 128), ((32, 2), (64, 4), (128, 4), (128, 8)), (3, 4))
     ],
 }
 CANDIDATES["wna16_narrow"] = CANDIDATES["wna16"]

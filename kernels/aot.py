@@ -46,10 +46,13 @@ def variants(target: str) -> Iterator[Variant]:
     for config in shipped("wna16_ic", target):
         yield _weight_only("wna16", 4, config, "fp16", target, axis="ic")
     for config in shipped("wna8", target):
-        yield _integer(config, group=0)
+        yield _integer(4, config, 0, target)
     for config in shipped("wna8_grouped", target):
         for group in (64, 128):
-            yield _integer(config, group)
+            yield _integer(4, config, group, target)
+    for bits in (2, 8):
+        yield _integer(bits, shipped("wna8", target)[0], 0, target)
+    yield _integer(2, shipped("wna8_grouped", target)[0], 32, target)
     for bits in (4, 8):
         constants = {"BITS": bits, "SYMMETRIC": False, "GROUP": 0, "BM": 1, "BK": 4096}
         yield Variant(f"act_quant a{bits} 4096", "act_quant", constants, _EIGHT_WARPS, {"codes": "*i8", **_ROWS})
@@ -129,11 +132,12 @@ def _weight_only(
     return Variant(name, kernel, constants, limited.options, pointers)
 
 
-def _integer(config: Config, group: int) -> Variant:
+def _integer(bits: int, config: Config, group: int, target: str) -> Variant:
     constants = {
-        "BITS": 4, "GROUP": group, "ASYMMETRIC": True, "HAS_BIAS": False, "BM": config.block_m, "BN": config.block_n,
+        "BITS": bits, "GROUP": group, "ASYMMETRIC": True, "HAS_BIAS": False, "PTX": not target.startswith("gfx"),
+        "BM": config.block_m, "BN": config.block_n,
     }  # fmt: skip
-    name = f"wna8 w4 {f'g{group}' if group else 'channel'} {config.block_m}x{config.block_n}"
+    name = f"wna8 w{bits} {f'g{group}' if group else 'channel'} {config.block_m}x{config.block_n}"
     return Variant(name, "wna8", constants, config.options, {"x": "*i8", "qweight": "*i8", "zeros": "*u8"})
 
 

@@ -76,7 +76,7 @@ _DEFAULT: dict[Kernel, tuple[tuple[float, Config], ...]] = {
     ),
     "wna8_grouped": (
         (16, Config(16, 64, warps=4, stages=4)),
-        (_ANY, Config(64, 64, warps=8, stages=3)),
+        (_ANY, Config(32, 128, warps=8, stages=3)),
     ),
 }
 _DEFAULT["wna16_narrow"] = _DEFAULT["wna16"]
@@ -109,8 +109,15 @@ _OVERRIDES: dict[tuple[Kernel, str], tuple[tuple[float, Config], ...]] = {
     ("wna16_gemv", "sm_90"): ((1, Config(1, 16, warps=2, stages=3)), *_DEFAULT["wna16_gemv"][1:]),
     # Left alone the compiler takes nine registers more, for a longer epilogue around the same loop.
     ("wna8", "sm_90"): (*_DEFAULT["wna8"][:-1], (_ANY, Config(128, 128, warps=8, stages=3, registers=176))),
+    # 32 × 128 would be spilled.
+    ("wna8_grouped", "gfx942"): (_DEFAULT["wna8_grouped"][0], (_ANY, Config(64, 64, warps=8, stages=3))),
     # A product of datacenter Blackwell's tensor memory takes more instructions around it than 16 tokens are worth; two
     # warps multiply them in registers.
+    ("wna8", "sm_100"): ((16, Config(16, 32, warps=2, stages=4)), *_DEFAULT["wna8"][1:]),
+    ("wna8_grouped", "sm_100"): (
+        (16, Config(16, 32, warps=2, stages=4)),
+        (_ANY, Config(64, 64, warps=8, stages=3)),
+    ),
     ("wna16", "sm_100"): ((16, Config(16, 32, warps=2, stages=4)), *_DEFAULT["wna16"][1:]),
     ("wna16_narrow", "sm_100"): ((16, Config(16, 32, warps=2, stages=4)), *_DEFAULT["wna16"][1:]),
     ("wna16_ic", "sm_100"): ((16, Config(16, 32, warps=2, stages=4)), *_DEFAULT["wna16_ic"][1:]),

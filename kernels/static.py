@@ -20,7 +20,7 @@ from harness.kernels.sass import Binary
 
 RATCHET = Path(__file__).resolve().parent / "ratchet.json"
 # Instructions of the main loop of the 4-bit integer product with 128 × 128 blocks, 64 products of 16 × 8 × 32 a warp.
-_MOST_INSTRUCTIONS = {"sm_80": 360, "sm_86": 290, "sm_89": 290, "sm_90": 240, "sm_100": 260, "sm_120": 285}
+_MOST_INSTRUCTIONS = {"sm_80": 185, "sm_86": 185, "sm_89": 185, "sm_90": 125, "sm_100": 155, "sm_120": 175}
 _SHARED_KIB = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
 # By family: Ampere to Ada and consumer Blackwell; Hopper; datacenter Blackwell; CDNA3.
 _MATRIX = {
@@ -114,7 +114,7 @@ def _faults(variant: Variant, target: str, binary: Binary, ratchet: Mapping[str,
         return
     if variant.of in ("wna16", "wna16_gemv") and loop.count(*_CONVERSIONS):
         yield f"{loop.count(*_CONVERSIONS)} conversions from integers in the loop"
-    if variant.of in ("wna16", "wna8") and (narrow := set(binary.copy_bytes) - _copy_widths(variant)):
+    if variant.of in ("wna16", "wna8") and (narrow := set(binary.copy_bytes) - {16}):
         yield f"copies of {', '.join(map(str, sorted(narrow)))} bytes to shared memory"
     most = _MOST_INSTRUCTIONS.get(target) if variant.name == "wna8 w4 channel 128x128" else None
     if most is not None and loop.instructions > most:
@@ -122,11 +122,3 @@ def _faults(variant: Variant, target: str, binary: Binary, ratchet: Mapping[str,
     recorded = ratchet.get(f"{variant.name} {target}")
     if recorded is not None and loop.instructions > recorded:
         yield f"{loop.instructions} instructions in the loop, {recorded} on record"
-
-
-def _copy_widths(variant: Variant) -> set[int]:
-    """Bytes of one thread's copy: 16, or its share of a strip of int8 activations where that is less."""
-    if variant.of == "wna16":
-        return {16}
-    strip = 16 * variant.constants["BITS"] * variant.constants["BM"]
-    return {16, min(16, strip // (32 * variant.options["num_warps"]))}

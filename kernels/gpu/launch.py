@@ -92,7 +92,7 @@ def integer(x: QuantizedRows, layer: PackedLinear, config: Config, dtype: torch.
         rows, layer.out_features, layer.in_features, layer.padded_in // TILE_IN, layer.scales.shape[0],
         layer.padded_out,
         BITS=layer.bits, GROUP=group, ASYMMETRIC=layer.zeros is not None, HAS_BIAS=layer.bias is not None,
-        BM=config.block_m, BN=config.block_n, **config.options,
+        PTX=x.codes.is_cuda and torch.version.hip is None, BM=config.block_m, BN=config.block_n, **config.options,
     )  # fmt: skip
     return y
 

@@ -62,7 +62,7 @@ def test_product_of_few_rows(kind, count: int, config: Config) -> None:
 @given(
     kinds(integers=True),
     st.integers(1, 37),
-    st.sampled_from([Config(16, 64), Config(64, 128)]),
+    st.sampled_from([Config(16, 64), Config(32, 128), Config(64, 128)]),
     st.sampled_from(SPECS),
 )
 def test_integer_product_is_exact(kind, count: int, config: Config, spec: ActivationSpec) -> None:

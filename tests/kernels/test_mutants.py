@@ -49,6 +49,8 @@ MUTANTS = {
     "axis of the scales": ("wna16", "(group * K + tl.minimum(k, last))[None, :]",
                            "(group * K + tl.minimum(row, last))[:, None]", product(axis="ic")),
     "order of joined strips": ("wna16", "tl.join(low, high)", "tl.join(high, low)", product()),
+    "order of joined strips, integers": ("wna8", "tl.join(low, high)", "tl.join(high, low)", integers()),
+    "part of a load": ("wna8", "low if PART < HALF else high", "high if PART < HALF else low", integers(group=64)),
     "start of a split": ("wna16", "rows += first * (64 * LENGTH)", "rows += 0 * first",
                          product(Config(16, 64, 2), inputs=512)),
     "part of a split": ("wna16_gemv", "first = tl.program_id(2) * tiles_per_split", "first = 0",
