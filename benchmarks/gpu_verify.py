@@ -160,7 +160,7 @@ def tune(shapes: Sequence[tuple[int, int]]) -> dict[str, Config]:
     for tokens, (outputs, inputs) in itertools.product(TOKENS, shapes):
         x = torch.randn(tokens, inputs, device="cuda", dtype=torch.float16)
         for setting in SETTINGS:
-            path = GpuPath(pack(random_layer(outputs, inputs, setting)).to("cuda"), Hardware.here())
+            path = GpuPath(pack(random_layer(outputs, inputs, setting)).to("cuda"), Hardware.of(torch.device("cuda")))
             kernel, _ = path.config(tokens)
             if config := fastest(path, x, timer, deadline):
                 winners[key(kernel, tokens, outputs, inputs)] = config
