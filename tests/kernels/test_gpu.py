@@ -136,7 +136,7 @@ def test_what_checks_a_gpu_finds_faults(gpu_verify, monkeypatch: pytest.MonkeyPa
     for name in ("weight_only", "integer", "rotate_quantize"):
         monkeypatch.setattr(launch, name, off(getattr(launch, name)))
     words = {fault.split()[0] for fault in gpu_verify.wrong("cpu", sizes=[(70, 192)], dtypes=[torch.float16])}
-    assert words == {"weight-only", "integer", "rotation"}
+    assert words == {"weight-only", "integer", "rotation", "model"}
 
 
 def test_without_a_gpu_nothing_is_verified(gpu_verify, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
