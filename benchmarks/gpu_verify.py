@@ -80,12 +80,16 @@ def wrong(
     device: str,
     sizes: Sequence[tuple[int, int]] = ((200, 576), (4096, 4096)),
     dtypes: Sequence[torch.dtype] = (torch.float16, torch.bfloat16),
+    tokens: int = 64,
 ) -> Iterator[str]:
-    """What a kernel on the device computes otherwise than the reference on the CPU."""
+    """What a kernel on the device computes otherwise than the reference on the CPU.
+
+    ``tokens``: how many a whole model is run on.
+    """
     yield from _wrong_weight_only(device, sizes, dtypes)
     yield from _wrong_integers(device, sizes)
     yield from _wrong_transforms(device, sizes)
-    yield from _wrong_models(device, dtypes[0])
+    yield from _wrong_models(device, dtypes[0], tokens)
 
 
 def _wrong_weight_only(device: str, sizes: Sequence[tuple[int, int]], dtypes: Sequence[torch.dtype]) -> Iterator[str]:
@@ -134,11 +138,11 @@ def _wrong_transforms(device: str, sizes: Sequence[tuple[int, int]]) -> Iterator
             yield f"rotation {rows}×{inputs} {'in one kernel' if fused else 'in two'}"
 
 
-def _wrong_models(device: str, dtype: torch.dtype) -> Iterator[str]:
+def _wrong_models(device: str, dtype: torch.dtype, tokens: int) -> Iterator[str]:
     """Whole models, as a cell with ``--execute kernels`` runs them."""
     at = torch.device(device)
     kernels = GpuKernels.of(at) if at.type == "cuda" else GpuKernels(Hardware("sm_80", 4))  # under the interpreter
-    ids = torch.randint(512, (2, 32))
+    ids = torch.randint(512, (2, tokens))
     for setting, (method, bound) in MODELS.items():
         model = small_model()
         with tempfile.TemporaryDirectory() as folder:
@@ -150,12 +154,12 @@ def _wrong_models(device: str, dtype: torch.dtype) -> Iterator[str]:
         modules = kernel_modules(packed_layers(quantized.linears), at, kernels)
         simulation = {name: model.module.get_submodule(name) for name in modules}
         try:
-            operators = check_precision(modules, [1, 17], dtype)
+            operators = check_precision(modules, [1, tokens], dtype)
         except BadOutput as error:
             yield f"model {setting}: {error.what}"
             continue
         both = Executions(simulation, modules, operators)
-        result = measure_difference("model", model.module, both, ids[:1, :17], {}, lambda done, of: None)
+        result = measure_difference("model", model.module, both, ids[:1], {}, lambda done, of: None)
         error = next(row.value for row in result.measurements if row.metric == "max_layer_error")
         if not error <= bound:
             yield f"model {setting} {dtype}: a layer is off by {error:.2g}"
