@@ -168,7 +168,7 @@ def _wrong_models(device: str, dtype: torch.dtype, tokens: int) -> Iterator[str]
 def small_model() -> LoadedModel:
     """A random Llama of one block, without a tokenizer."""
     config = LlamaConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=192, num_hidden_layers=1, num_attention_heads=4,
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, initializer_range=0.2,
     )  # fmt: skip
     module = LlamaForCausalLM(config).eval().requires_grad_(False)
