@@ -2,9 +2,10 @@
 
     python -P benchmarks/gpu_verify.py --shapes llama2-7b --out runs/gpu
 
-Numerics first: every kernel against float64 and integer references on the CPU. Then each shape and number of tokens
-is tuned over a few configurations, five minutes at the most; the winners are kept in kernels/tuned/, one file per GPU
-model. Then `harness bench` times them, as it would by itself. Times are printed only if all numerics held.
+Numerics first: every kernel against float64 and integer references on the CPU, then a small model through its kernels
+against its simulation, both on the device. Then each shape and number of tokens is tuned over a few configurations,
+five minutes at the most; the winners are kept in kernels/tuned/, one file per GPU model. Then `harness bench` times
+them, as it would by itself. Times are printed only if all numerics held.
 """
 
 from __future__ import annotations
@@ -12,22 +13,35 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness import provenance, tables
+from harness.driver import quantize_model
 from harness.errors import BadOutput
 from harness.kernels.bench import SHAPES, bench, random_layer, record
 from harness.kernels.benchfile import NO_CUDA
 from harness.kernels.configs import Config, Kernel, key, tuned_file, write_tuned
+from harness.kernels.difference import Executions, measure_difference
+from harness.kernels.execute import kernel_modules, packed_layers
 from harness.kernels.gpu import launch
-from harness.kernels.gpu.path import GpuPath, Hardware
+from harness.kernels.gpu.path import GpuKernels, GpuPath, Hardware
 from harness.kernels.machines import Gpu, transform_of
 from harness.kernels.pack import PackedLinear, pack
+from harness.kernels.precision import check_precision
 from harness.kernels.timing import CudaTimer, Timer
+from harness.method import Method
+from harness.methods.duquant import DuQuant
+from harness.methods.rtn import RTN
+from harness.models import LoadedModel
+from harness.progress import silent
 from harness.quantizer import encode_tokens
 from harness.reports import kernel_tables
 from harness.settings import Setting
@@ -60,17 +74,28 @@ CANDIDATES: dict[Kernel, list[Config]] = {
     ],
 }
 CANDIDATES["wna16_narrow"] = CANDIDATES["wna16"]
+# What a layer of a model may be off by, relative, on the input that its simulation is given: its output's rounding;
+# behind a transform, whose values are rounded too, some codes of the input are next to those of the simulation.
+MODELS: dict[str, tuple[Method, float]] = {
+    "W4A16g64": (RTN(), 2e-3),
+    "W4A8": (DuQuant(max_rotation_step=4, weights="rtn"), 2e-2),
+}
 
 
 def wrong(
     device: str,
     sizes: Sequence[tuple[int, int]] = ((200, 576), (4096, 4096)),
     dtypes: Sequence[torch.dtype] = (torch.float16, torch.bfloat16),
+    tokens: int = 64,
 ) -> Iterator[str]:
-    """What a kernel on the device computes otherwise than the reference on the CPU."""
+    """What a kernel on the device computes otherwise than the reference on the CPU.
+
+    ``tokens``: how many a whole model is run on.
+    """
     yield from _wrong_weight_only(device, sizes, dtypes)
     yield from _wrong_integers(device, sizes)
     yield from _wrong_transforms(device, sizes)
+    yield from _wrong_models(device, dtypes[0], tokens)
 
 
 def _wrong_weight_only(device: str, sizes: Sequence[tuple[int, int]], dtypes: Sequence[torch.dtype]) -> Iterator[str]:
@@ -117,6 +142,43 @@ def _wrong_transforms(device: str, sizes: Sequence[tuple[int, int]]) -> Iterator
         assert isinstance(y, torch.Tensor)
         if not ((y.cpu().float() - exact).abs() <= 2e-3 * exact.abs().amax(1, keepdim=True)).all():
             yield f"rotation {rows}×{inputs} {'in one kernel' if fused else 'in two'}"
+
+
+def _wrong_models(device: str, dtype: torch.dtype, tokens: int) -> Iterator[str]:
+    """Whole models, as a cell with ``--execute kernels`` runs them."""
+    at = torch.device(device)
+    kernels = GpuKernels.of(at) if at.type == "cuda" else GpuKernels(Hardware("sm_80", 4))  # under the interpreter
+    ids = torch.randint(512, (2, tokens))
+    for setting, (method, bound) in MODELS.items():
+        model = small_model()
+        with tempfile.TemporaryDirectory() as folder:
+            quantized = quantize_model(
+                model, method, Setting.parse(setting), ids, seed=0, checkpoints=Path(folder), progress=silent
+            )
+        model.module.to(at, dtype)  # type: ignore[call-overload]
+        quantized.install(model.module, model.architecture)
+        modules = kernel_modules(packed_layers(quantized.linears), at, kernels)
+        simulation = {name: model.module.get_submodule(name) for name in modules}
+        try:
+            operators = check_precision(modules, [1, tokens], dtype)
+        except BadOutput as error:
+            yield f"model {setting}: {error.what}"
+            continue
+        both = Executions(simulation, modules, operators)
+        result = measure_difference("model", model.module, both, ids[:1], {}, lambda done, of: None)
+        error = next(row.value for row in result.measurements if row.metric == "max_layer_error")
+        if not error <= bound:
+            yield f"model {setting} {dtype}: a layer is off by {error:.2g}"
+
+
+def small_model() -> LoadedModel:
+    """A random Llama of one block, without a tokenizer."""
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2,
+    )  # fmt: skip
+    module = LlamaForCausalLM(config).eval().requires_grad_(False)
+    return LoadedModel(module, PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel())), "small", Path())
 
 
 def runs(kernel: Kernel, layer: PackedLinear, x: torch.Tensor, config: Config) -> Callable[[], torch.Tensor]:
@@ -166,7 +228,7 @@ def tune(shapes: Sequence[tuple[int, int]]) -> dict[str, Config]:
     for tokens, (outputs, inputs) in itertools.product(TOKENS, shapes):
         x = torch.randn(tokens, inputs, device="cuda", dtype=torch.float16)
         for setting in SETTINGS:
-            path = GpuPath(pack(random_layer(outputs, inputs, setting)).to("cuda"), Hardware.here())
+            path = GpuPath(pack(random_layer(outputs, inputs, setting)).to("cuda"), Hardware.of(torch.device("cuda")))
             kernel, _ = path.config(tokens)
             if config := fastest(path, x, timer, deadline):
                 winners[key(kernel, tokens, outputs, inputs)] = config

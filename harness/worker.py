@@ -168,14 +168,15 @@ class Job:
     def executions(self, model: LoadedModel, quantized: QuantizedFile) -> Executions:
         """The simulation that is in place, and the kernels on the packed layers as they lie on disk."""
         from harness.kernels.difference import Executions
-        from harness.kernels.execute import check_precision, kernel_modules, packed_layers
+        from harness.kernels.execute import kernel_modules, packed_layers
         from harness.kernels.packfile import load_packed, packed_from, save_packed
+        from harness.kernels.precision import check_precision
 
         if not self.folder.packed.is_file() or packed_from(self.folder.packed) != quantized.sha256:
             save_packed(packed_layers(quantized.part().linears), self.folder.packed, quantized.sha256)
         kernels = kernel_modules(load_packed(self.folder.packed), model.device)
         simulation = {name: model.module.get_submodule(name) for name in kernels}
-        return Executions(simulation, kernels, check_precision(kernels, [1, 64]))
+        return Executions(simulation, kernels, check_precision(kernels, [1, 64], model.module.dtype))
 
     def run_through_kernels(self, model: LoadedModel, executions: Executions) -> None:
         """What is evaluated from here on is what the kernels compute."""

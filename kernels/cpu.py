@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 
 from harness.errors import Unsupported
 from harness.kernels import fixedpoint, native
 from harness.kernels.pack import PackedLinear, unpack
+from harness.kernels.paths import Path, Product, Products, Rows
 from harness.provenance import cpu
 from harness.quantizer import encode_tokens, simulate_tokens
 
@@ -25,23 +24,8 @@ from harness.quantizer import encode_tokens, simulate_tokens
 INT4_TOKENS_BESIDE_BF16_UNITS = 16
 INT4_OPERATOR = "aten::_weight_int4pack_mm_for_cpu"
 _INT4_GROUPS = (32, 64, 128, 256)
+_INTEGER_OPERATOR = "onednn::qlinear_pointwise"
 _INNER_TILES = 2  # the operator's own layout parameter; it takes no other on a CPU
-
-Rows = Float[torch.Tensor, "rows in"]
-Product = Float[torch.Tensor, "rows out"]
-
-
-@runtime_checkable
-class CpuPath(Protocol):
-    """A layer, ready to run."""
-
-    @property
-    def layer(self) -> PackedLinear: ...
-
-    def operator(self, rows: int) -> str:
-        """Which operator does the product for so many rows."""
-
-    def __call__(self, x: Rows) -> Product: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +46,10 @@ class FixedPointWeights:
     def operator(self, rows: int) -> str:
         return fixedpoint.OPERATOR
 
-    def __call__(self, x: Rows) -> Product:
+    def product(self, rows: int, dtype: torch.dtype) -> Product:
+        return Product(fixedpoint.OPERATOR, dtype if dtype in fixedpoint.TYPES else torch.float32)
+
+    def __call__(self, x: Rows) -> Products:
         given = x if x.dtype in fixedpoint.TYPES else x.float()
         y: torch.Tensor = torch.ops.harness.w4a16_fixed_point(given, self.buffer, self.layer.out_features)
         return y if given is x else y.to(x.dtype)
@@ -89,17 +76,23 @@ class Int4Weights:
         return cls(layer, DequantizedWeights.of(layer) if has_bf16_units() else None, packed, grid)
 
     def operator(self, rows: int) -> str:
-        if self.dequantized is not None and rows > INT4_TOKENS_BESIDE_BF16_UNITS:
-            return self.dequantized.operator(rows)
-        return INT4_OPERATOR
+        taken_over = self._taken_over(rows)
+        return taken_over.operator(rows) if taken_over else INT4_OPERATOR
 
-    def __call__(self, x: Rows) -> Product:
-        if self.dequantized is not None and x.shape[0] > INT4_TOKENS_BESIDE_BF16_UNITS:
-            return self.dequantized(x)
+    def product(self, rows: int, dtype: torch.dtype) -> Product:
+        taken_over = self._taken_over(rows)
+        return taken_over.product(rows, dtype) if taken_over else Product(INT4_OPERATOR, torch.bfloat16)
+
+    def __call__(self, x: Rows) -> Products:
+        if taken_over := self._taken_over(x.shape[0]):
+            return taken_over(x)
         y: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.bfloat16().contiguous(), self.qweight, self.layer.group_size, self.grid
         )
         return _finished(y, self.layer, x.dtype)
+
+    def _taken_over(self, rows: int) -> DequantizedWeights | None:
+        return self.dequantized if rows > INT4_TOKENS_BESIDE_BF16_UNITS else None
 
 
 @dataclass(frozen=True)
@@ -127,9 +120,12 @@ class IntegerProduct:
         return cls(layer, prepacked, scales, zeros, codes.sum(1, dtype=torch.int64).float() * scales)
 
     def operator(self, rows: int) -> str:
-        return "onednn::qlinear_pointwise"
+        return _INTEGER_OPERATOR
 
-    def __call__(self, x: Rows) -> Product:
+    def product(self, rows: int, dtype: torch.dtype) -> Product:
+        return Product(_INTEGER_OPERATOR, torch.uint8)
+
+    def __call__(self, x: Rows) -> Products:
         assert self.layer.activation is not None
         codes, scale, zero = encode_tokens(x, self.layer.activation)
         y: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
@@ -153,12 +149,26 @@ class DequantizedWeights:
     def operator(self, rows: int) -> str:
         return "aten::mm of bfloat16, dequantized"
 
-    def __call__(self, x: Rows) -> Product:
+    def product(self, rows: int, dtype: torch.dtype) -> Product:
+        return Product("aten::mm", torch.bfloat16)
+
+    def __call__(self, x: Rows) -> Products:
         values = x if self.layer.activation is None else simulate_tokens(x, self.layer.activation)
         return _finished(torch.mm(values.bfloat16(), self.weight.T), self.layer, x.dtype)
 
 
-def cpu_path(layer: PackedLinear) -> CpuPath:
+class CpuKernels:
+    """All of them, as :class:`harness.kernels.paths.Kernels` has it."""
+
+    def path(self, layer: PackedLinear) -> Path:
+        return cpu_path(layer)
+
+    def transform(self, x: Rows, layer: PackedLinear) -> Rows:
+        assert layer.transform is not None
+        return layer.transform.apply(x)
+
+
+def cpu_path(layer: PackedLinear) -> Path:
     """The fastest path that there is for a layer on this processor.
 
     Raises Unsupported where an integer product is declared and torch has none that is fast and exact here.
@@ -223,6 +233,6 @@ def exact_with_bytes() -> bool:
     return bool(torch.equal(y.long(), x.long() @ ends.long().T))
 
 
-def _finished(y: Product, layer: PackedLinear, dtype: torch.dtype) -> Product:
+def _finished(y: Products, layer: PackedLinear, dtype: torch.dtype) -> Products:
     y = y if layer.bias is None else y + layer.bias.to(y.dtype)
     return y.to(dtype)

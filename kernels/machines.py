@@ -14,7 +14,6 @@ from jaxtyping import Float
 from harness import provenance
 from harness.kernels.cpu import (
     INT4_OPERATOR,
-    CpuPath,
     DequantizedWeights,
     FixedPointWeights,
     Int4Weights,
@@ -22,6 +21,7 @@ from harness.kernels.cpu import (
     cpu_path,
 )
 from harness.kernels.pack import pack
+from harness.kernels.paths import Path
 from harness.kernels.timing import CpuTimer, CudaTimer, GraphTimer, Timer
 from harness.linear import QuantizedLinear
 from harness.quantizer import encode_tokens
@@ -105,7 +105,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class CpuLayer:
-    path: CpuPath
+    path: Path
     single: torch.Tensor
     half: torch.Tensor
     transform: InputTransform
@@ -130,7 +130,7 @@ class CpuLayer:
         return Ready(path.operator(len(x)), given, redraw, works)
 
 
-def bare(path: CpuPath, x: Float[torch.Tensor, "rows in"]) -> Work:
+def bare(path: Path, x: Float[torch.Tensor, "rows in"]) -> Work:
     """The operator alone, and for integers the quantization that it needs, without the harness around it."""
     if isinstance(path, IntegerProduct):
         activation = path.layer.activation
@@ -169,7 +169,7 @@ class Gpu:
 
         self.at = at
         here = at == "cuda"
-        self.hardware = Hardware.here() if here else Hardware("sm_80", 4)
+        self.hardware = Hardware.of(torch.device(at)) if here else Hardware("sm_80", 4)
         self.name: str = name or torch.cuda.get_device_name(0)
         self.timer: Timer = timer or CudaTimer()
         self.graph: Timer | None = graph or (GraphTimer() if here else None)

@@ -13,6 +13,7 @@ Zero points are words too: Triton lays an operand out by the narrowest load that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -88,6 +89,15 @@ class PackedLinear:
             bias=moved(self.bias),
             transform=None if self.transform is None else self.transform.to(device),
         )
+
+
+def on_device(layers: Mapping[str, PackedLinear], device: torch.device) -> dict[str, PackedLinear]:
+    """The same layers with their tensors on ``device``; transforms are shared as they were."""
+    transforms = {id(t): t.to(device) for layer in layers.values() if (t := layer.transform) is not None}
+    return {
+        name: replace(replace(layer, transform=None).to(device), transform=transforms.get(id(layer.transform)))
+        for name, layer in layers.items()
+    }
 
 
 def unpackable(bits: int, group_size: int, length: int, axis: Axis) -> str | None:

@@ -12,12 +12,17 @@ from harness.errors import Unsupported
 from harness.kernels.configs import Config
 from harness.kernels.gpu.act_quant import act_quant_kernel
 from harness.kernels.gpu.rotate import rotate_permute_kernel, rotate_quantize_kernel
+from harness.kernels.gpu.starting import start
 from harness.kernels.gpu.wna8 import wna8_kernel
 from harness.kernels.gpu.wna16 import wna16_kernel
 from harness.kernels.gpu.wna16_gemv import wna16_gemv_kernel
 from harness.kernels.pack import TILE_IN, PackedLinear
 from harness.quantizer import ActivationSpec
 from harness.transform import BlockRotation, InputTransform, Permutation
+
+HALVES = (torch.float16, torch.bfloat16)
+"""Types that rotations and weight-only products are computed in."""
+_ROTATED = (16, 32, 64, 128)  # channels of a block; a tensor core's product has 16 or more
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,16 @@ class QuantizedRows:
     row_sums: Int[torch.Tensor, "rows groups"]
 
 
+def refuse(layer: PackedLinear) -> None:
+    """Raises Unsupported for a layer that no kernel runs, as the functions below do once there are activations."""
+    if layer.integers:
+        _group_of_integers(layer)
+    else:
+        _refuse_bits(layer)
+    if layer.transform is not None and layer.transform.steps:
+        _steps(layer.transform)
+
+
 def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: Config) -> torch.Tensor:
     """``x Wᵀ + b`` in x's type, float16 or bfloat16, weights dequantized on the way.
 
@@ -37,10 +52,9 @@ def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: 
     """
     if layer.integers:
         raise Unsupported("packed in bytes, for an integer product", fix="pack it without an activation spec")
-    if layer.bits not in (2, 4) or x.dtype not in (torch.float16, torch.bfloat16):
-        raise Unsupported(
-            f"no weight-only kernel for {layer.bits} bits and {x.dtype}", fix="2 or 4 bits, half precision"
-        )
+    _refuse_bits(layer)
+    if x.dtype not in HALVES:
+        raise Unsupported(f"no weight-only kernel for {x.dtype}", fix="half precision")
     rows, split = x.shape[0], config.split_k
     gemv = config.block_m < 16  # a tensor core's product has 16 rows or more
     if gemv and rows > config.block_m:
@@ -56,7 +70,8 @@ def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: 
     zeros = layer.zeros if layer.zeros is not None else layer.qweight
     limited = config if x.dtype == torch.float16 else config.unlimited
     grid = (triton.cdiv(layer.out_features, config.block_n), triton.cdiv(rows, config.block_m), split)
-    (wna16_gemv_kernel if gemv else wna16_kernel)[grid](
+    start(
+        wna16_gemv_kernel if gemv else wna16_kernel, grid,
         x, layer.qweight, layer.scales, zeros, x if bias is None else bias, y,
         rows, layer.out_features, layer.in_features, tiles_in, triton.cdiv(tiles_in, split), layer.padded_out,
         x.stride(0),
@@ -85,7 +100,8 @@ def integer(x: QuantizedRows, layer: PackedLinear, config: Config, dtype: torch.
     _refuse_beyond_int32(rows, max(layer.padded_in, layer.padded_out))
     y = torch.empty(rows, layer.out_features, dtype=dtype, device=x.codes.device)
     grid = (triton.cdiv(layer.out_features, config.block_n), triton.cdiv(rows, config.block_m))
-    wna8_kernel[grid](
+    start(
+        wna8_kernel, grid,
         x.codes, x.scales, x.zeros, x.row_sums, layer.qweight.view(torch.int8), layer.scales,
         layer.zeros if layer.zeros is not None else layer.scales, layer.code_sums,
         layer.bias if layer.bias is not None else x.scales, y,
@@ -103,7 +119,8 @@ def quantize_rows(x: Float[torch.Tensor, "rows in"], spec: ActivationSpec, layer
     _refuse_beyond_int32(*x.shape)
     x = _by_rows(x)
     out, group = _empty_rows(x, layer)
-    act_quant_kernel[(x.shape[0],)](
+    start(
+        act_quant_kernel, (x.shape[0],),
         x, out.codes, out.scales, out.zeros, out.row_sums, x.shape[0], layer.in_features, layer.padded_in,
         out.row_sums.shape[1], spec.clip, x.stride(0),
         BITS=spec.bits, SYMMETRIC=spec.symmetric, GROUP=group, BM=1, BK=triton.next_power_of_2(layer.padded_in),
@@ -131,7 +148,8 @@ def rotate_quantize(
     widen = x.device.type == "cpu" and x.dtype == torch.bfloat16
     if not fused and permutation is not None:
         middle = x.new_empty(x.shape)
-        rotate_permute_kernel[(triton.cdiv(rows, 16), inputs // size)](
+        start(
+            rotate_permute_kernel, (triton.cdiv(rows, 16), inputs // size),
             x, smooth, turns[0], permutation.targets, middle, rows, inputs, x.stride(0),
             B=size, HAS_SMOOTH=transform.smooth is not None, PERMUTES=True, WIDEN=widen, BM=16, num_warps=4,
         )  # fmt: skip
@@ -142,7 +160,8 @@ def rotate_quantize(
     y = x.new_empty(x.shape)
     width = triton.next_power_of_2(layer.padded_in)
     block_m = max(block_m, triton.cdiv(16 * size, width))  # a product has 16 rows or more
-    rotate_quantize_kernel[(triton.cdiv(rows, block_m),)](
+    start(
+        rotate_quantize_kernel, (triton.cdiv(rows, block_m),),
         x, smooth, turns[0], permutation.targets if permutation else x, turns[1], x.new_empty(x.shape),
         out.codes, out.scales, out.zeros, out.row_sums, y, rows, inputs, layer.padded_in, out.row_sums.shape[1],
         spec.clip if spec else 1.0, x.stride(0),
@@ -163,11 +182,20 @@ def _refuse_beyond_int32(rows: int, width: int) -> None:
         raise Unsupported(f"{rows} rows of {width} are more than the kernels can count", fix="fewer tokens at a time")
 
 
+def _refuse_bits(layer: PackedLinear) -> None:
+    if layer.bits not in (2, 4):
+        raise Unsupported(f"no weight-only kernel for {layer.bits} bits", fix="2 or 4 bits")
+
+
 def _group_of_integers(layer: PackedLinear) -> int:
     """Inputs in a group, 0 for a whole row."""
     group = 0 if layer.whole_channels else layer.group_size
     if group > TILE_IN or group % (16 * layer.bits):
-        raise Unsupported(f"no integer kernel for groups of {group}", fix="groups of 64 or 128, or whole channels")
+        legal = " or ".join(str(size) for size in (64, 128) if size % (16 * layer.bits) == 0)
+        raise Unsupported(
+            f"no kernel multiplies {layer.bits}-bit integers in groups of {group}",
+            fix=f"groups of {legal}, or whole channels",
+        )
     return group
 
 
@@ -184,6 +212,11 @@ def _empty_rows(x: torch.Tensor, layer: PackedLinear) -> tuple[QuantizedRows, in
 
 
 def _steps(transform: InputTransform) -> tuple[BlockRotation, Permutation | None, BlockRotation | None]:
+    for size in (step.matrix.shape[0] for step in transform.steps if isinstance(step, BlockRotation)):
+        if size not in _ROTATED:
+            raise Unsupported(
+                f"no kernel rotates blocks of {size} inputs", fix=f"blocks of {', '.join(map(str, _ROTATED))}"
+            )
     match transform.steps:
         case (BlockRotation() as first,):
             return first, None, None

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 
+from harness.errors import Unsupported
 from harness.kernels.configs import GEMV_ROWS, Config, Kernel, choose
 from harness.kernels.gpu import launch
 from harness.kernels.pack import TILE_IN, PackedLinear
+from harness.kernels.paths import Product, Products, Rows
 from harness.quantizer import simulate_tokens
 from harness.transform import InputTransform
 
@@ -25,20 +26,53 @@ class Hardware:
     gpu: str | None = None
 
     @classmethod
-    def here(cls) -> Hardware:
-        """The first GPU."""
-        found = torch.cuda.get_device_properties(0)
-        major, minor = torch.cuda.get_device_capability(0)
+    def of(cls, device: torch.device) -> Hardware:
+        """A CUDA device."""
+        found = torch.cuda.get_device_properties(device)
+        major, minor = torch.cuda.get_device_capability(device)
         target = f"sm_{major}{minor}" if torch.version.hip is None else found.gcnArchName.split(":")[0]
         return cls(target, found.multi_processor_count, found.name)
 
 
 @dataclass(frozen=True)
+class GpuKernels:
+    """All of them, on one GPU, as :class:`harness.kernels.paths.Kernels` has it."""
+
+    hardware: Hardware
+
+    @classmethod
+    def of(cls, device: torch.device) -> GpuKernels:
+        """Raises Unsupported for a GPU that is older than all that the kernels are compiled for, or of another kind."""
+        hardware = Hardware.of(device)
+        if not _compiled_for(hardware.target):
+            raise Unsupported(
+                f"the kernels are for NVIDIA's sm_80 and later and for AMD's gfx942; this GPU is {hardware.target}",
+                fix="--execute simulation",
+            )
+        return cls(hardware)
+
+    def path(self, layer: PackedLinear) -> GpuPath:
+        return GpuPath(layer, self.hardware)
+
+    def transform(self, x: Rows, layer: PackedLinear) -> Rows:
+        """Smoothing alone is one division, which torch does."""
+        assert layer.transform is not None
+        return transformed(x, layer.transform, layer) if layer.transform.steps else layer.transform.apply(x)
+
+
+@dataclass(frozen=True)
 class GpuPath:
-    """A layer, ready to run."""
+    """A layer, ready to run. Raises Unsupported on construction where there is no kernel for it.
+
+    An integer product quantizes its input as it comes, in float32 too. A weight-only product is one of half precision:
+    of the input's own, or of bfloat16 where the input is float32.
+    """
 
     layer: PackedLinear
     hardware: Hardware
+
+    def __post_init__(self) -> None:
+        launch.refuse(self.layer)
 
     def config(self, rows: int) -> tuple[Kernel, Config]:
         """The kernel for so many rows, and its configuration."""
@@ -61,23 +95,41 @@ class GpuPath:
     def operator(self, rows: int) -> str:
         kernel, config = self.config(rows)
         split = f", inputs in {config.split_k}" if config.split_k > 1 else ""
-        return f"{'act_quant + ' if self.layer.integers else ''}{kernel} {config.block_m}×{config.block_n}{split}"
+        quantized = "act_quant + " if self.layer.integers else ""
+        # Scales along the inputs: weights are dequantized, and activations take only the values of their codes.
+        simulated = ", activations simulated" if self.layer.activation and not self.layer.integers else ""
+        return f"{quantized}{kernel} {config.block_m}×{config.block_n}{split}{simulated}"
 
-    def __call__(self, x: Float[torch.Tensor, "rows in"]) -> Float[torch.Tensor, "rows out"]:
-        """``x``: float16 or bfloat16, transformed already; the product has its type."""
+    def product(self, rows: int, dtype: torch.dtype) -> Product:
+        if self.layer.integers:
+            return Product("wna8", torch.int8)
+        return Product("wna16_gemv" if rows <= GEMV_ROWS else "wna16", _half(dtype))
+
+    def __call__(self, x: Rows) -> Products:
+        """``x``: transformed already; the product has its type."""
         _, config = self.config(len(x))
         layer, activation = self.layer, self.layer.activation
-        if activation is None:
-            return launch.weight_only(x, layer, config)
-        if not layer.integers:
-            return launch.weight_only(simulate_tokens(x, activation), layer, config)
-        return launch.integer(launch.quantize_rows(x, activation, layer), layer, config, x.dtype)
+        if activation is not None and layer.integers:
+            return launch.integer(launch.quantize_rows(x, activation, layer), layer, config, x.dtype)
+        values = x if activation is None else simulate_tokens(x, activation)
+        return launch.weight_only(values.to(_half(x.dtype)), layer, config).to(x.dtype)
 
 
-def transformed(
-    x: Float[torch.Tensor, "rows in"], transform: InputTransform, layer: PackedLinear
-) -> Float[torch.Tensor, "rows in"]:
-    """``x`` after an online transform, by the kernels: one for short rows, two for long ones."""
-    y = launch.rotate_quantize(x, transform, None, layer, fused=layer.padded_in <= _FUSED_INPUTS)
+def transformed(x: Rows, transform: InputTransform, layer: PackedLinear) -> Rows:
+    """``x`` after an online transform, by the kernels: one for short rows, two for long ones.
+
+    In half precision, as a weight-only product is; the result has the type of ``x``.
+    """
+    y = launch.rotate_quantize(x.to(_half(x.dtype)), transform, None, layer, fused=layer.padded_in <= _FUSED_INPUTS)
     assert isinstance(y, torch.Tensor)
-    return y
+    return y.to(x.dtype)
+
+
+def _half(dtype: torch.dtype) -> torch.dtype:
+    """What a model of type ``dtype`` is computed in: bfloat16 holds every magnitude that float32 does."""
+    return dtype if dtype in launch.HALVES else torch.bfloat16
+
+
+def _compiled_for(target: str) -> bool:
+    major_minor = target.removeprefix("sm_")
+    return target == "gfx942" or (major_minor.isdecimal() and int(major_minor) >= 80)

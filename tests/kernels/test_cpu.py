@@ -10,8 +10,10 @@ from layers import random_layer
 from harness.errors import BadOutput, Unsupported
 from harness.kernels import cpu
 from harness.kernels.cpu import DequantizedWeights, Int4Weights, IntegerProduct, cpu_path
-from harness.kernels.execute import KernelLinear, check_precision
+from harness.kernels.execute import KernelLinear
 from harness.kernels.pack import pack
+from harness.kernels.paths import Product
+from harness.kernels.precision import check_precision
 from harness.linear import round_to_nearest
 from harness.quantizer import ActivationSpec, simulate_tokens
 from harness.settings import Setting
@@ -94,7 +96,8 @@ def test_what_ran_is_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
         "c": random_layer(64, 128, bits=2),
     }
     modules = {name: KernelLinear(cpu_path(pack(layer)), None) for name, layer in layers.items()}
-    assert sum(check_precision(modules, [1, 64]).values()) == 6
-    monkeypatch.setattr(IntegerProduct, "operator", lambda self, rows: "aten::_weight_int4pack_mm_for_cpu")
+    assert sum(check_precision(modules, [1, 64], torch.float32).values()) == 6
+    declared = Product("aten::_weight_int4pack_mm_for_cpu", torch.uint8)
+    monkeypatch.setattr(IntegerProduct, "product", lambda self, rows, dtype: declared)
     with pytest.raises(BadOutput, match="b declares"):
-        check_precision(modules, [1])
+        check_precision(modules, [1], torch.float32)

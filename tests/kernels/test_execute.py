@@ -12,6 +12,7 @@ from harness.errors import Problems, Unsupported
 from harness.events import Events
 from harness.kernels.difference import Executions, measure_difference
 from harness.kernels.execute import kernel_modules, packed_layers, put_in_place
+from harness.kernels.gpu.path import GpuKernels, Hardware
 from harness.kernels.packfile import load_packed
 from harness.methods.rtn import RTN
 from harness.placement import IN_MEMORY
@@ -85,12 +86,21 @@ def kernel_job(folder: Path, setting: str, out: Path) -> Job:
 
 
 @pytest.mark.usefixtures("settings_of_torch")
-def test_a_cell_is_scored_through_its_kernels(tiny_folder: Path, tmp_path: Path) -> None:
-    job = kernel_job(tiny_folder, "W4A8", tmp_path)
+@pytest.mark.parametrize(
+    ("kernels", "setting", "operator"),
+    [("of the CPU", "W4A8", "onednn"), ("of a GPU", "W4A16g32", "wna16_narrow 64×64; given bfloat16")],
+)
+def test_a_cell_is_scored_through_its_kernels(
+    kernels: str, setting: str, operator: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a GPU under Triton's interpreter: a model in float32, multiplied in bfloat16."""
+    if kernels == "of a GPU":
+        monkeypatch.setattr("harness.kernels.execute.kernels_of", lambda device: GpuKernels(Hardware("sm_80", 4)))
+    job = kernel_job(tiny_folder, setting, tmp_path)
     job.run()
-    scored, compared = (
-        {row.metric: row.value for row in read_result(job.folder.tasks, task).measurements} for task in job.cell.tasks
-    )
+    results = [read_result(job.folder.tasks, task) for task in job.cell.tasks]
+    scored, compared = ({row.metric: row.value for row in result.measurements} for result in results)
+    assert any(operator in label for label in results[1].manifest["operators"])
     assert scored["token_perplexity"] == pytest.approx(compared["perplexity_of_kernels"], rel=1e-6)
     assert compared["perplexity_of_kernels"] != compared["perplexity_of_simulation"]
     assert set(load_packed(job.folder.packed)) == set(QuantizedModel.load(job.folder.quantized).linears)

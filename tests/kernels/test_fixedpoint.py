@@ -15,8 +15,9 @@ from layers import random_layer
 from harness.errors import Unsupported
 from harness.kernels import cpu, fixedpoint, native
 from harness.kernels.cpu import DequantizedWeights, FixedPointWeights, Int4Weights, cpu_path
-from harness.kernels.execute import KernelLinear, check_precision
+from harness.kernels.execute import KernelLinear
 from harness.kernels.pack import pack
+from harness.kernels.precision import check_precision
 from harness.linear import QuantizedLinear
 
 TINIEST = 1e-30  # a block's largest activation counts as this at least
@@ -199,7 +200,9 @@ def test_a_buffer_that_does_not_fit_is_refused() -> None:
 def test_the_path_names_what_runs() -> None:
     path = FixedPointWeights.of(pack(random_layer(64, 128, group=64)))
     assert path.operator(1) == path.operator(64) == "harness::w4a16_fixed_point"
-    assert check_precision({"a": KernelLinear(path, None)}, [1, 64]) == {"harness::w4a16_fixed_point": 2}
+    assert check_precision({"a": KernelLinear(path, None)}, [1, 64], torch.float32) == {
+        "harness::w4a16_fixed_point; given float32": 2
+    }
 
 
 @pytest.mark.usefixtures("runs", "forgotten")
@@ -226,7 +229,9 @@ def test_where_it_is_missing_torchs_operator_runs_and_is_named(without: str, mon
         native.library()
     path = cpu_path(pack(random_layer(64, 128, group=64)))
     assert isinstance(path, Int4Weights) and path.operator(1) == cpu.INT4_OPERATOR
-    assert check_precision({"a": KernelLinear(path, None)}, [1]) == {cpu.INT4_OPERATOR: 1}
+    assert check_precision({"a": KernelLinear(path, None)}, [1], torch.float32) == {
+        f"{cpu.INT4_OPERATOR}; given bfloat16": 1
+    }
 
 
 @pytest.mark.usefixtures("runs", "forgotten")

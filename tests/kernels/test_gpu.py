@@ -122,7 +122,7 @@ def test_tuning_begins_with_what_is_shipped(gpu_verify, tokens: int) -> None:
 
 
 def test_what_checks_a_gpu_finds_no_fault_here(gpu_verify) -> None:
-    assert list(gpu_verify.wrong("cpu", sizes=[(70, 192)], dtypes=[torch.float16])) == []
+    assert list(gpu_verify.wrong("cpu", sizes=[(70, 192)], dtypes=[torch.float16], tokens=5)) == []
 
 
 def test_what_checks_a_gpu_finds_faults(gpu_verify, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,8 +135,8 @@ def test_what_checks_a_gpu_finds_faults(gpu_verify, monkeypatch: pytest.MonkeyPa
 
     for name in ("weight_only", "integer", "rotate_quantize"):
         monkeypatch.setattr(launch, name, off(getattr(launch, name)))
-    words = {fault.split()[0] for fault in gpu_verify.wrong("cpu", sizes=[(70, 192)], dtypes=[torch.float16])}
-    assert words == {"weight-only", "integer", "rotation"}
+    words = {fault.split()[0] for fault in gpu_verify.wrong("cpu", sizes=[(70, 192)], dtypes=[torch.float16], tokens=5)}
+    assert words == {"weight-only", "integer", "rotation", "model"}
 
 
 def test_without_a_gpu_nothing_is_verified(gpu_verify, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
