@@ -20,12 +20,38 @@ from harness.kernels.paths import Path, Product, Products, Rows
 from harness.provenance import cpu
 from harness.quantizer import encode_tokens, simulate_tokens
 
-# On processors that multiply bfloat16 in hardware, dequantizing beats the int4 operator beyond so many tokens.
-INT4_TOKENS_BESIDE_BF16_UNITS = 16
+# On processors that multiply bfloat16 in hardware, dequantizing beats a product with the codes beyond so many tokens.
+CODES_TOKENS_BESIDE_BF16_UNITS = 16
 INT4_OPERATOR = "aten::_weight_int4pack_mm_for_cpu"
 _INT4_GROUPS = (32, 64, 128, 256)
 _INTEGER_OPERATOR = "onednn::qlinear_pointwise"
 _INNER_TILES = 2  # the operator's own layout parameter; it takes no other on a CPU
+
+
+@dataclass(frozen=True)
+class FewTokens:
+    """One path for few tokens, another for many: where weights are not read in next to no time beside what is done."""
+
+    few: FixedPointWeights | Int4Weights
+    many: DequantizedWeights
+    most: int
+    """Tokens that are few."""
+
+    @property
+    def layer(self) -> PackedLinear:
+        return self.few.layer
+
+    def for_rows(self, rows: int) -> FixedPointWeights | Int4Weights | DequantizedWeights:
+        return self.few if rows <= self.most else self.many
+
+    def operator(self, rows: int) -> str:
+        return self.for_rows(rows).operator(rows)
+
+    def product(self, rows: int, dtype: torch.dtype) -> Product:
+        return self.for_rows(rows).product(rows, dtype)
+
+    def __call__(self, x: Rows) -> Products:
+        return self.for_rows(len(x))(x)
 
 
 @dataclass(frozen=True)
@@ -60,8 +86,6 @@ class Int4Weights:
     """W4A16: 4-bit weights and bfloat16 activations; the scales and zero points are rounded to bfloat16 too."""
 
     layer: PackedLinear
-    dequantized: DequantizedWeights | None
-    """Takes over beyond INT4_TOKENS_BESIDE_BF16_UNITS rows; None: nothing does."""
     qweight: torch.Tensor
     grid: torch.Tensor
 
@@ -72,27 +96,19 @@ class Int4Weights:
         offsets = (8.0 - linear.zeros.float()) * scales  # the operator computes (code − 8) · scale + offset
         grid = torch.stack([scales.T, offsets.T], dim=2).bfloat16().contiguous()
         codes = linear.codes.int().contiguous()
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, _INNER_TILES)
-        return cls(layer, DequantizedWeights.of(layer) if has_bf16_units() else None, packed, grid)
+        return cls(layer, torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, _INNER_TILES), grid)
 
     def operator(self, rows: int) -> str:
-        taken_over = self._taken_over(rows)
-        return taken_over.operator(rows) if taken_over else INT4_OPERATOR
+        return INT4_OPERATOR
 
     def product(self, rows: int, dtype: torch.dtype) -> Product:
-        taken_over = self._taken_over(rows)
-        return taken_over.product(rows, dtype) if taken_over else Product(INT4_OPERATOR, torch.bfloat16)
+        return Product(INT4_OPERATOR, torch.bfloat16)
 
     def __call__(self, x: Rows) -> Products:
-        if taken_over := self._taken_over(x.shape[0]):
-            return taken_over(x)
         y: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.bfloat16().contiguous(), self.qweight, self.layer.group_size, self.grid
         )
         return _finished(y, self.layer, x.dtype)
-
-    def _taken_over(self, rows: int) -> DequantizedWeights | None:
-        return self.dequantized if rows > INT4_TOKENS_BESIDE_BF16_UNITS else None
 
 
 @dataclass(frozen=True)
@@ -174,12 +190,12 @@ def cpu_path(layer: PackedLinear) -> Path:
     Raises Unsupported where an integer product is declared and torch has none that is fast and exact here.
     """
     if layer.activation is None:
-        if layer.bits != 4 or layer.axis != "oc":
+        few = _for_few_tokens(layer)
+        if few is None:
             return DequantizedWeights.of(layer)
-        if fixed_point_is_faster():
-            return FixedPointWeights.of(layer)
-        fits = layer.group_size in _INT4_GROUPS and layer.out_features % 16 == 0
-        return Int4Weights.of(layer) if fits else DequantizedWeights.of(layer)
+        if has_bf16_units():
+            return FewTokens(few, DequantizedWeights.of(layer), CODES_TOKENS_BESIDE_BF16_UNITS)
+        return few
     if layer.axis == "ic":  # scales along the inputs cannot leave an integer sum
         return DequantizedWeights.of(layer)
     if not layer.whole_channels:
@@ -199,10 +215,14 @@ def cpu_path(layer: PackedLinear) -> Path:
     return IntegerProduct.of(layer)
 
 
-@functools.cache
-def fixed_point_is_faster() -> bool:
-    """Measured at every number of tokens with AVX2 alone; what torch's operator gains by is AVX-512."""
-    return "avx512f" not in cpu()["flags"] and native.unavailable() is None
+def _for_few_tokens(layer: PackedLinear) -> FixedPointWeights | Int4Weights | None:
+    """What multiplies with the codes as they are: our own kernel, or torch's operator where there is none."""
+    if layer.bits != 4 or layer.axis != "oc":
+        return None
+    if native.unavailable() is None:
+        return FixedPointWeights.of(layer)
+    fits = layer.group_size in _INT4_GROUPS and layer.out_features % 16 == 0
+    return Int4Weights.of(layer) if fits else None
 
 
 def has_bf16_units() -> bool:

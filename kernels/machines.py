@@ -13,8 +13,8 @@ from jaxtyping import Float
 
 from harness import provenance
 from harness.kernels.cpu import (
-    INT4_OPERATOR,
     DequantizedWeights,
+    FewTokens,
     FixedPointWeights,
     Int4Weights,
     IntegerProduct,
@@ -132,6 +132,8 @@ class CpuLayer:
 
 def bare(path: Path, x: Float[torch.Tensor, "rows in"]) -> Work:
     """The operator alone, and for integers the quantization that it needs, without the harness around it."""
+    if isinstance(path, FewTokens):
+        return bare(path.for_rows(len(x)), x)
     if isinstance(path, IntegerProduct):
         activation = path.layer.activation
         assert activation is not None
@@ -139,12 +141,11 @@ def bare(path: Path, x: Float[torch.Tensor, "rows in"]) -> Work:
     if isinstance(path, FixedPointWeights):
         buffer, outputs = path.buffer, path.layer.out_features
         return lambda: torch.ops.harness.w4a16_fixed_point(x, buffer, outputs)
-    if isinstance(path, Int4Weights) and path.operator(len(x)) == INT4_OPERATOR:
+    if isinstance(path, Int4Weights):
         qweight, grid, group = path.qweight, path.grid, path.layer.group_size
         return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, qweight, group, grid)
-    dequantized = path.dequantized if isinstance(path, Int4Weights) else path
-    assert isinstance(dequantized, DequantizedWeights)
-    weight = dequantized.weight
+    assert isinstance(path, DequantizedWeights)
+    weight = path.weight
     return lambda: torch.mm(x.bfloat16(), weight.T)
 
 

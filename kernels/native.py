@@ -52,7 +52,7 @@ def library() -> ctypes.CDLL:
 
 
 def wide_flags() -> tuple[str, ...]:
-    """What tells the compiler to use registers of 512 bits, where this processor has all that the kernel does with them."""
+    """What has the compiler use registers of 512 bits, where this processor can do with them what the kernel asks."""
     return tuple(_WIDE.values()) if set(cpu()["flags"]) >= _WIDE.keys() else ()
 
 

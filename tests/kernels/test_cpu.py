@@ -43,7 +43,8 @@ def test_integer_product(count: int, out: int, inputs: int, spec: ActivationSpec
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_int4_weights(group: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within bfloat16's rounding of the input, the scale, the offset and the output."""
-    monkeypatch.setattr(cpu, "fixed_point_is_faster", lambda: False)
+    monkeypatch.setattr(cpu.native, "unavailable", lambda: "not wanted here")
+    monkeypatch.setattr(cpu, "has_bf16_units", lambda: False)
     torch.manual_seed(0)
     linear = round_to_nearest(torch.randn(48, 256), Setting.parse(f"W4A16g{group}"), bias=torch.randn(48))
     path = cpu_path(pack(linear))

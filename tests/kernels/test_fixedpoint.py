@@ -14,7 +14,7 @@ from layers import random_layer
 
 from harness.errors import Unsupported
 from harness.kernels import cpu, fixedpoint, native
-from harness.kernels.cpu import DequantizedWeights, FixedPointWeights, Int4Weights, cpu_path
+from harness.kernels.cpu import FixedPointWeights, cpu_path
 from harness.kernels.execute import KernelLinear
 from harness.kernels.pack import pack
 from harness.kernels.precision import check_precision
@@ -33,7 +33,7 @@ def runs() -> None:
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """What was found out about this machine, before the test and in it."""
-    found = (native.library, native.unavailable, cpu.fixed_point_is_faster)
+    found = (native.library, native.unavailable)
     for one in found:
         one.cache_clear()
     yield
@@ -205,16 +205,21 @@ def test_the_path_names_what_runs() -> None:
     }
 
 
-@pytest.mark.usefixtures("runs", "forgotten")
-def test_chosen_where_there_is_no_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = pack(random_layer(64, 128, group=64))
+@pytest.mark.usefixtures("runs")
+def test_chosen_for_all_tokens_or_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside units for bfloat16 many tokens are worth dequantizing for."""
+    linear = random_layer(64, 128, group=64)
     monkeypatch.setattr(cpu, "cpu", lambda: {"flags": ["avx2", "f16c", "fma"]})
-    assert isinstance(cpu_path(layer), FixedPointWeights)
+    assert isinstance(cpu_path(pack(linear)), FixedPointWeights)
     assert isinstance(cpu_path(pack(random_layer(7, 33))), FixedPointWeights)
-    cpu.fixed_point_is_faster.cache_clear()
-    monkeypatch.setattr(cpu, "cpu", lambda: {"flags": ["avx2", "avx512f", "f16c", "fma"]})
-    assert isinstance(cpu_path(layer), Int4Weights)
-    assert isinstance(cpu_path(pack(random_layer(7, 33))), DequantizedWeights)
+    monkeypatch.setattr(cpu, "cpu", lambda: {"flags": ["avx2", "amx_bf16", "f16c", "fma"]})
+    path, most = cpu_path(pack(linear)), cpu.CODES_TOKENS_BESIDE_BF16_UNITS
+    assert (path.operator(most), path.operator(most + 1)) == (fixedpoint.OPERATOR, "aten::mm of bfloat16, dequantized")
+    exact = torch.randn(most + 1, 128)
+    for rows in (most, most + 1):
+        right = exact[:rows].double() @ linear.weight().double().T
+        assert (path(exact[:rows]) - right).norm() / right.norm() < 8e-3
+    assert len(check_precision({"a": KernelLinear(path, None)}, [1, most + 1], torch.float32)) == 2
 
 
 @pytest.mark.usefixtures("forgotten")
@@ -228,7 +233,7 @@ def test_where_it_is_missing_torchs_operator_runs_and_is_named(without: str, mon
     with pytest.raises(Unsupported, match=r"compiler|avx2"):
         native.library()
     path = cpu_path(pack(random_layer(64, 128, group=64)))
-    assert isinstance(path, Int4Weights) and path.operator(1) == cpu.INT4_OPERATOR
+    assert path.operator(1) == cpu.INT4_OPERATOR
     assert check_precision({"a": KernelLinear(path, None)}, [1], torch.float32) == {
         f"{cpu.INT4_OPERATOR}; given bfloat16": 1
     }
