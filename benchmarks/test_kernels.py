@@ -26,7 +26,7 @@ from harness.kernels.machines import Cpu, Ready
 from harness.kernels.timing import CpuTimer, interleaved
 from harness.settings import Setting
 
-SIZE, ROUNDS, FLUSH_BYTES = 4096, 25, 256 << 20
+SIZE, ROUNDS, FLUSH_BYTES = 4096, 40, 256 << 20
 FLAGS = set(provenance.cpu()["flags"])
 
 

@@ -47,9 +47,12 @@ class Samples:
 
 
 def ratio(slow: Samples, fast: Samples) -> float:
-    """How many times as long: the median over rounds, in which both met the same machine."""
-    pairs: Sequence[float] = [a / b for a, b in zip(slow.seconds, fast.seconds, strict=True)]
-    return statistics.median(pairs)
+    """How many times as long: the median over rounds, in which both met the same machine.
+
+    That of the rounds forwards and that of those backwards, of which the geometric mean is taken.
+    """
+    rounds: Sequence[float] = [a / b for a, b in zip(slow.seconds, fast.seconds, strict=True)]
+    return statistics.geometric_mean(statistics.median(way) for way in (rounds[::2], rounds[1::2]) if way)
 
 
 @dataclass(frozen=True)

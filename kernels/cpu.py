@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from harness.errors import Unsupported
-from harness.kernels import fixedpoint, native
+from harness.kernels import fixedpoint, native, tokens
 from harness.kernels.pack import PackedLinear, unpack
 from harness.kernels.paths import Path, Product, Products, Rows
 from harness.provenance import cpu
-from harness.quantizer import encode_tokens, simulate_tokens
+from harness.quantizer import simulate_tokens
 
 # On processors that multiply bfloat16 in hardware, dequantizing beats a product with the codes beyond so many tokens.
 CODES_TOKENS_BESIDE_BF16_UNITS = 16
@@ -51,7 +51,7 @@ class FewTokens:
         return self.for_rows(rows).product(rows, dtype)
 
     def __call__(self, x: Rows) -> Products:
-        return self.for_rows(len(x))(x)
+        return (self.few if x.shape[0] <= self.most else self.many)(x)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class FixedPointWeights:
 
     def __call__(self, x: Rows) -> Products:
         given = x if x.dtype in fixedpoint.TYPES else x.float()
-        y: torch.Tensor = torch.ops.harness.w4a16_fixed_point(given, self.buffer, self.layer.out_features)
+        y = fixedpoint.product(given, self.buffer, self.layer.out_features)
         return y if given is x else y.to(x.dtype)
 
 
@@ -124,6 +124,7 @@ class IntegerProduct:
     scales: torch.Tensor
     weight_zeros: torch.Tensor
     scaled_sums: torch.Tensor
+    bias: torch.Tensor | None
 
     @classmethod
     def of(cls, layer: PackedLinear) -> IntegerProduct:
@@ -133,7 +134,8 @@ class IntegerProduct:
         # The operator reads raw storage as [out, in]: a transposed view of a square weight would pass, and be wrong.
         prepacked = torch.ops.onednn.qlinear_prepack(codes, None)
         zeros = torch.zeros(len(scales), dtype=torch.int64)
-        return cls(layer, prepacked, scales, zeros, codes.sum(1, dtype=torch.int64).float() * scales)
+        bias = None if layer.bias is None else layer.bias.float().contiguous()
+        return cls(layer, prepacked, scales, zeros, codes.sum(1, dtype=torch.int64).float() * scales, bias)
 
     def operator(self, rows: int) -> str:
         return _INTEGER_OPERATOR
@@ -143,12 +145,11 @@ class IntegerProduct:
 
     def __call__(self, x: Rows) -> Products:
         assert self.layer.activation is not None
-        codes, scale, zero = encode_tokens(x, self.layer.activation)
+        codes, scales, zeros = tokens.encode(x, self.layer.activation)
         y: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             codes, 1.0, 0, self.weight, self.scales, self.weight_zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        y.addr_(zero[:, 0], self.scaled_sums, alpha=-1).mul_(scale)
-        return _finished(y, self.layer, x.dtype)
+        return tokens.finish(y, self.scaled_sums, self.bias, scales, zeros).to(x.dtype)
 
 
 @dataclass(frozen=True)

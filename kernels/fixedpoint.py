@@ -1,21 +1,19 @@
-"""W4A16 with activations in 16-bit fixed point: ``w4a16.c`` (which says how) as an operator of torch.
+"""W4A16 with activations in 16-bit fixed point: ``w4a16.c`` (which says how) on tensors.
 
-An operator, so that who watches what torch runs sees it too. It takes a layer as one buffer, whose header the kernel
-looks over at every call: sizes that do not fit are refused before anything else is read.
+It takes a layer as one buffer, whose header the kernel looks over at every call: sizes that do not fit are refused
+before anything else is read. No operator of torch's: its dispatcher would take longer than a small product.
 """
 
 from __future__ import annotations
 
-import functools
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 from jaxtyping import Float, Int32, UInt8
 
-from harness.kernels.native import library
+from harness.kernels.native import in_parts, library
 from harness.kernels.pack import PackedLinear, unpack
+from harness.kernels.watching import tell
 
-OPERATOR = "harness::w4a16_fixed_point"
+OPERATOR = "w4a16_fixed_point"
 TYPES = (torch.float32, torch.bfloat16)  # of activations; the result has theirs
 BLOCKS = (128, 64, 32)  # inputs that share a step
 
@@ -59,35 +57,25 @@ def _in_lanes(grid: torch.Tensor) -> torch.Tensor:
     return padded.reshape(-1, _LANES, groups).transpose(1, 2).contiguous()
 
 
-def _product(
+def product(
     x: Float[torch.Tensor, "rows in"], layer: UInt8[torch.Tensor, " bytes"], outputs: int
 ) -> Float[torch.Tensor, "rows out"]:
     """Raises ValueError for a buffer that holds no layer of these sizes, and for tensors of other types."""
-    if x.dtype not in TYPES or layer.dtype != torch.uint8 or not layer.is_contiguous():
-        raise ValueError(f"{OPERATOR} takes {TYPES} and a buffer of bytes")
+    if x.dtype not in TYPES or layer.dtype != torch.uint8 or not layer.is_contiguous() or x.is_cuda:
+        raise ValueError(f"{OPERATOR} takes {TYPES} and a buffer of bytes, on a CPU")
+    tell(OPERATOR, x, layer)
     x = x.contiguous()
     rows, inputs = x.shape
     y = torch.empty(rows, outputs, dtype=x.dtype)
     function = library().w4a16
     here, bytes_, there, at, half = layer.data_ptr(), layer.numel(), x.data_ptr(), y.data_ptr(), x.dtype != TYPES[0]
 
-    def run(part: int) -> int:
+    def run(part: int, parts: int) -> int:
         return int(function(here, bytes_, there, inputs, at, outputs, rows, half, part, parts))
 
-    parts = min(torch.get_num_threads(), 1 + rows * inputs * outputs // _CODES_OF_A_PART)
-    ends = [run(0)] if parts == 1 else list(_threads(parts).map(run, range(parts)))
-    if max(ends) == _NO_MEMORY:
+    ends = in_parts(run, min(torch.get_num_threads(), 1 + rows * inputs * outputs // _CODES_OF_A_PART))
+    if _NO_MEMORY in ends:
         raise MemoryError(f"{OPERATOR} had no memory for {inputs} inputs")
     if any(ends):
         raise ValueError(f"{OPERATOR}: the buffer holds no layer of {outputs} × {inputs}")
     return y
-
-
-@functools.cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count)
-
-
-_OPERATORS = torch.library.Library("harness", "FRAGMENT")
-_OPERATORS.define("w4a16_fixed_point(Tensor x, Tensor layer, int outputs) -> Tensor")
-_OPERATORS.impl("w4a16_fixed_point", _product, "CPU")

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 
 from harness import provenance
+from harness.kernels import fixedpoint, tokens
 from harness.kernels.cpu import (
     DequantizedWeights,
     FewTokens,
@@ -24,7 +25,6 @@ from harness.kernels.pack import pack
 from harness.kernels.paths import Path
 from harness.kernels.timing import CpuTimer, CudaTimer, GraphTimer, Timer
 from harness.linear import QuantizedLinear
-from harness.quantizer import encode_tokens
 from harness.transform import BlockRotation, InputTransform, Permutation, block_hadamard, block_size_of
 
 if TYPE_CHECKING:
@@ -126,21 +126,28 @@ class CpuLayer:
             TRANSFORMING: lambda: self.transform.apply(given),
         }
         if activation is not None:
-            works[QUANTIZING] = lambda: encode_tokens(x, activation)
+            works[QUANTIZING] = lambda: tokens.encode(x, activation)
         return Ready(path.operator(len(x)), given, redraw, works)
 
 
 def bare(path: Path, x: Float[torch.Tensor, "rows in"]) -> Work:
-    """The operator alone, and for integers the quantization that it needs, without the harness around it."""
+    """The operator alone, and for integers what it takes to be the layer's product: the tokens' codes before it, their
+    scales and zero points after it. Without the harness around it."""
     if isinstance(path, FewTokens):
         return bare(path.for_rows(len(x)), x)
     if isinstance(path, IntegerProduct):
         activation = path.layer.activation
         assert activation is not None
-        return lambda: _qlinear(encode_tokens(x, activation)[0], path.weight, path.scales, path.weight_zeros)
+
+        def product() -> object:
+            codes, scales, zeros = tokens.encode(x, activation)
+            y = _qlinear(codes, path.weight, path.scales, path.weight_zeros)
+            return tokens.finish(y, path.scaled_sums, path.bias, scales, zeros)
+
+        return product
     if isinstance(path, FixedPointWeights):
         buffer, outputs = path.buffer, path.layer.out_features
-        return lambda: torch.ops.harness.w4a16_fixed_point(x, buffer, outputs)
+        return lambda: fixedpoint.product(x, buffer, outputs)
     if isinstance(path, Int4Weights):
         qweight, grid, group = path.qweight, path.grid, path.layer.group_size
         return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, qweight, group, grid)
@@ -149,10 +156,11 @@ def bare(path: Path, x: Float[torch.Tensor, "rows in"]) -> Work:
     return lambda: torch.mm(x.bfloat16(), weight.T)
 
 
-def _qlinear(codes: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> object:
-    return torch.ops.onednn.qlinear_pointwise(
+def _qlinear(codes: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+    y: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
         codes, 1.0, 0, weight, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
+    return y
 
 
 # --- GPU -------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import BadOutput
-from harness.kernels.gpu import starting
+from harness.kernels import watching
 from harness.kernels.paths import Product
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _PRODUCTS = (
     "mm", "addmm", "bmm", "baddbmm", "linear", "_scaled_mm", "_int_mm", "_weight_int4pack_mm", "_weight_int8pack_mm",
-    "_weight_int4pack_mm_for_cpu", "qlinear_pointwise", "w4a16_fixed_point",
+    "_weight_int4pack_mm_for_cpu", "qlinear_pointwise",
 )  # fmt: skip
-_PREPARATIONS = ("act_quant", "rotate_quantize", "rotate_permute")
+_PREPARATIONS = ("act_quant", "rotate_quantize", "rotate_permute", "encode_tokens")
 """Kernels in front of a product. Any other that is started counts as one."""
 
 
@@ -44,14 +44,14 @@ class _Operators(TorchDispatchMode):
 
 @contextmanager
 def watched_products() -> Iterator[list[Product]]:
-    """The products that are done within, by torch's operators, by ours, and by Triton kernels, as they come."""
+    """The products that are done within, by torch's operators, by our own kernels and by Triton's, as they come."""
     seen: list[Product] = []
 
     def started(kernel: str, dtypes: tuple[torch.dtype, ...]) -> None:
         if kernel not in _PREPARATIONS:
             seen.append(Product(kernel, dtypes[0]))
 
-    with _Operators(seen), starting.watched_by(started):
+    with _Operators(seen), watching.watched_by(started):
         yield seen
 
 

@@ -10,40 +10,19 @@
    inputs: those of even inputs in the lower half, those of odd ones in the upper, the first pair in the lowest bits of
    both. Sums of integers are exact, so both kinds of processor come to the same but for how float32 rounds. */
 
-#include <immintrin.h>
+#include "lanes.h"
+
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* A register of 32-bit lanes, and what is done with it. */
-#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
-#define WIDE 1
-enum { WIDTH = 16, ROWS = 8 };
-typedef __m512i Ints;
-typedef __m512 Floats;
-#define INT(name) _mm512_##name
-#define BITS_OF(name) _mm512_##name##_si512
-#define HALVES_OF_FLOATS(at) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(at)))
-#define BYTES(at) _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(at)))
-#define ADD_PAIRS(sum, a, b) _mm512_dpwssd_epi32(sum, a, b)
-#else
-#define WIDE 0
-enum { WIDTH = 8, ROWS = 4 };
-typedef __m256i Ints;
-typedef __m256 Floats;
-#define INT(name) _mm256_##name
-#define BITS_OF(name) _mm256_##name##_si256
-#define HALVES_OF_FLOATS(at) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(at)))
-#define BYTES(at) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(at)))
-#define ADD_PAIRS(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
-#endif
+#define ROWS (WIDTH / 2) /* tokens at a time, whose sums are in registers */
 
 enum { OUTPUTS = 16, INPUTS = 8, PARTS = OUTPUTS / WIDTH, AHEAD = 2048 }; /* AHEAD: bytes of codes asked for early */
 
 #define MAGIC 0x3631413457 /* "W4A16" */
 #define LARGEST 32767.0f
 #define TINIEST 1e-30f /* of the largest of a block: below it, 1 / step would overflow */
-#define INLINE static inline __attribute__((always_inline))
 
 /* What a layer's buffer begins with. Behind it, one after the other: codes uint32 [tiles, blocks · block / 8, 16],
    bias float32 [tiles, 16], scales float16 and zeros uint8 [tiles, groups, 16]; zeros in tiles and blocks beyond the
@@ -166,7 +145,7 @@ INLINE void tile(const Layer *layer, long at, const int rows, const int32_t *pai
             PAIR(0, FIRST) PAIR(1, SECOND) PAIR(2, THIRD) PAIR(3, FOURTH)
         }
         for (int v = 0; v < PARTS; v++) {
-            const Floats scale = HALVES_OF_FLOATS(layer->scales + grid + WIDTH * v);
+            const Floats scale = FLOAT16(layer->scales + grid + WIDTH * v);
             for (int t = 0; t < rows; t++) {
                 const Floats factor = INT(mul_ps)(scale, INT(set1_ps)(steps[b * rows + t]));
                 y[v][t] = INT(fmadd_ps)(INT(cvtepi32_ps)(sum[v][t]), factor, y[v][t]);
@@ -211,7 +190,7 @@ int w4a16(const void *buffer, long bytes, const void *x, long inputs, void *y, l
         switch (count) { /* a constant for each, so that all sums stay in registers */
 #define CASE(N) case N: tiles(&layer, first, last, N, pairs, sums, steps, y, row, bfloat16); break;
             CASE(1) CASE(2) CASE(3) CASE(4)
-#if WIDE
+#if ROWS == 8
             CASE(5) CASE(6) CASE(7) CASE(8)
 #endif
         }

@@ -12,11 +12,11 @@ from harness.errors import Unsupported
 from harness.kernels.configs import Config
 from harness.kernels.gpu.act_quant import act_quant_kernel
 from harness.kernels.gpu.rotate import rotate_permute_kernel, rotate_quantize_kernel
-from harness.kernels.gpu.starting import start
 from harness.kernels.gpu.wna8 import wna8_kernel
 from harness.kernels.gpu.wna16 import wna16_kernel
 from harness.kernels.gpu.wna16_gemv import wna16_gemv_kernel
 from harness.kernels.pack import TILE_IN, PackedLinear
+from harness.kernels.watching import start
 from harness.quantizer import ActivationSpec
 from harness.transform import BlockRotation, InputTransform, Permutation
 

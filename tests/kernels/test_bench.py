@@ -23,7 +23,7 @@ def test_rounds_are_interleaved_and_all_samples_kept() -> None:
     calls: list[str] = []
     works = {name: (lambda name=name: calls.append(name)) for name in "ab"}
     samples = interleaved(works, CpuTimer(1024), rounds=5)
-    assert calls == ["a", "b"] * 7  # two rounds do not count
+    assert calls == [*"abab", *"abbaabbaab"]  # two rounds do not count
     assert all(len(taken.seconds) == 5 for taken in samples.values())
 
 
@@ -31,7 +31,9 @@ def test_statistics_of_samples() -> None:
     steady, slowing = Samples((1.0, 1.0, 1.0, 1.0)), Samples((1.0, 1.0, 2.0, 2.0))
     assert not steady.drifted and slowing.drifted
     assert slowing.median == 1.5
-    assert ratio(Samples((2.0, 30.0, 2.0)), Samples((1.0, 10.0, 1.0))) == 2.0
+    forwards, backwards = Samples((2.0, 8.0, 30.0, 8.0, 2.0, 80.0)), Samples((1.0, 1.0, 10.0, 1.0, 1.0, 1.0))
+    assert ratio(forwards, backwards) == pytest.approx(4.0)
+    assert ratio(Samples((6.0,)), Samples((3.0,))) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("setting", ["W4A16g64", "W4A8", "W4A4"])

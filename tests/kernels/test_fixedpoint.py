@@ -175,7 +175,7 @@ def test_what_is_not_finite_shows(value: float, column: int) -> None:
 def test_a_buffer_that_does_not_fit_is_refused() -> None:
     """Other sizes than those of the tensors, any other number in the header, a byte more or less."""
     path, x = FixedPointWeights.of(pack(random_layer(20, 128, group=32))), torch.randn(2, 128)
-    product = torch.ops.harness.w4a16_fixed_point
+    product = fixedpoint.product
     product(x, path.buffer, 20)
 
     def refused(x: torch.Tensor, buffer: torch.Tensor, outputs: int) -> None:
@@ -199,9 +199,9 @@ def test_a_buffer_that_does_not_fit_is_refused() -> None:
 @pytest.mark.usefixtures("runs")
 def test_the_path_names_what_runs() -> None:
     path = FixedPointWeights.of(pack(random_layer(64, 128, group=64)))
-    assert path.operator(1) == path.operator(64) == "harness::w4a16_fixed_point"
+    assert path.operator(1) == path.operator(64) == "w4a16_fixed_point"
     assert check_precision({"a": KernelLinear(path, None)}, [1, 64], torch.float32) == {
-        "harness::w4a16_fixed_point; given float32": 2
+        "w4a16_fixed_point; given float32": 2
     }
 
 

@@ -13,10 +13,11 @@ from pretended_gpu import DEVICE, Elsewhere, pretended_gpu
 
 from harness.driver import quantize_model
 from harness.errors import BadOutput, Unsupported
+from harness.kernels import watching
 from harness.kernels.cpu import CpuKernels
 from harness.kernels.difference import Executions, measure_difference
 from harness.kernels.execute import kernel_modules, kernels_of, packed_layers, put_in_place
-from harness.kernels.gpu import launch, starting
+from harness.kernels.gpu import launch
 from harness.kernels.gpu.path import GpuKernels, GpuPath, Hardware
 from harness.kernels.pack import on_device, pack, unpack
 from harness.kernels.precision import check_precision
@@ -76,7 +77,7 @@ def test_a_model_stays_close_to_its_simulation(case: str, tiny_model: LoadedMode
     method, setting, dtype, layer_error, logits = CASES[case]
     both = executions(tiny_model, quantized_by(method, setting, tiny_model, tmp_path), dtype)
     started: Counter[str] = Counter()
-    with starting.watched_by(lambda kernel, _: started.update([kernel])):
+    with watching.watched_by(lambda kernel, _: started.update([kernel])):
         result = measure_difference("pydoc_kernels", tiny_model.module, both, IDS, {}, lambda done, of: None)
     assert started["wna16"] + started["wna8"] == 2 * len(both.kernels)  # by itself, and in its place
     values = {row.metric: row.value for row in result.measurements}
@@ -103,7 +104,7 @@ def test_an_input_is_transformed_once_for_all_that_share_it(tiny_model: LoadedMo
     kernels = executions(tiny_model, quantized_by(DUQUANT, "W4A4", tiny_model, tmp_path), HALF).kernels
     put_in_place(tiny_model.module, kernels)
     started: Counter[str] = Counter()
-    with starting.watched_by(lambda kernel, _: started.update([kernel])):
+    with watching.watched_by(lambda kernel, _: started.update([kernel])):
         tiny_model.module(IDS[:, :2], use_cache=False)
     # In each of two blocks seven linears, of which three share an input, and two another.
     assert started == {"rotate_quantize": 8, "act_quant": 14, "wna8": 14}
@@ -114,7 +115,7 @@ def test_nothing_is_left_on_the_cpu(tiny_model: LoadedModel, tmp_path: Path, mon
 
     def shown(kernel, grid, *operands, **constants) -> None:
         assert all(isinstance(each, Elsewhere) for each in operands if isinstance(each, torch.Tensor))
-        starting.start(kernel, grid, *(getattr(each, "here", each) for each in operands), **constants)
+        watching.start(kernel, grid, *(getattr(each, "here", each) for each in operands), **constants)
 
     monkeypatch.setattr(launch, "start", shown)
     quantized = quantized_by(DUQUANT, "W4A4", tiny_model, tmp_path)

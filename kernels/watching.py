@@ -1,4 +1,4 @@
-"""Where kernels are started, so that who wants to know which run, and on what, can watch. Needs no Triton by itself."""
+"""Where kernels are started that are no operators of torch's: who wants to know which run, and on what, can watch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ _watchers: list[Watcher] = []
 
 def start(kernel: Any, grid: tuple[int, ...], *operands: Any, **constants: Any) -> None:
     """Launch a Triton kernel. ``constants``: its constants, and Triton's own options."""
-    for watcher in _watchers:
-        watcher(_name(kernel), tuple(value.dtype for value in operands if isinstance(value, torch.Tensor)))
+    tell(_name(kernel), *operands)
     kernel[grid](*operands, **constants)
+
+
+def tell(name: str, *operands: Any) -> None:
+    """That a kernel of this name is about to run on ``operands``, the tensors among which are told by their types."""
+    for watcher in _watchers:
+        watcher(name, tuple(value.dtype for value in operands if isinstance(value, torch.Tensor)))
 
 
 @contextmanager
 def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Within, ``watcher`` is told of every kernel before it is launched."""
+    """Within, ``watcher`` is told of every kernel before it runs."""
     _watchers.append(watcher)
     try:
         yield
