@@ -85,8 +85,8 @@ def interleaved(
 ) -> dict[str, Samples]:
     """Each callable once a round, ``before`` it what is not timed, after two rounds that do not count.
 
-    Every other round goes backwards: what the call before has left in a cache that flushing does not reach helps each of
-    two neighbours as often as the other. ``rounds``: 4 at least.
+    Every other round goes backwards: what the call before has left in a cache that flushing does not reach helps each
+    of two neighbours as often as the other. ``rounds``: 4 at least.
     """
     for _ in range(2):
         for work in works.values():
@@ -94,7 +94,7 @@ def interleaved(
             timer(work, flush=flush)
     taken: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds):
-        for name in reversed(works) if number % 2 else works:
+        for name in reversed(list(works)) if number % 2 else works:
             before()
             taken[name].append(timer(works[name], flush=flush))
     return {name: Samples(tuple(seconds)) for name, seconds in taken.items()}
