@@ -50,6 +50,8 @@ def variants(target: str) -> Iterator[Variant]:
     for config in shipped("wna8_grouped", target):
         for group in (64, 128):
             yield _integer(4, config, group, target)
+    yield _integer(4, shipped("wna8", target)[-1], 0, target, bias=True)  # where the sums take most registers
+    yield _integer(4, shipped("wna8_grouped", target)[-1], 128, target, bias=True)
     for bits in (2, 8):
         yield _integer(bits, shipped("wna8", target)[0], 0, target)
     yield _integer(2, shipped("wna8_grouped", target)[0], 32, target)
@@ -132,12 +134,13 @@ def _weight_only(
     return Variant(name, kernel, constants, limited.options, pointers)
 
 
-def _integer(bits: int, config: Config, group: int, target: str) -> Variant:
+def _integer(bits: int, config: Config, group: int, target: str, *, bias: bool = False) -> Variant:
     constants = {
-        "BITS": bits, "GROUP": group, "ASYMMETRIC": True, "HAS_BIAS": False, "PTX": not target.startswith("gfx"),
+        "BITS": bits, "GROUP": group, "ASYMMETRIC": True, "HAS_BIAS": bias, "PTX": not target.startswith("gfx"),
         "BM": config.block_m, "BN": config.block_n,
     }  # fmt: skip
-    name = f"wna8 w{bits} {f'g{group}' if group else 'channel'} {config.block_m}x{config.block_n}"
+    kind = (f"g{group}" if group else "channel") + (" bias" if bias else "")
+    name = f"wna8 w{bits} {kind} {config.block_m}x{config.block_n}"
     return Variant(name, "wna8", constants, config.options, {"x": "*i8", "qweight": "*i8", "zeros": "*u8"})
 
 
