@@ -26,7 +26,7 @@ IN_MEMORY, PAGED, SPILLED = "in memory", "paged", "spilled"
 PLACEMENTS = (IN_MEMORY, PAGED, SPILLED)
 """From the largest to the smallest: all weights; the blocks in use; hidden states between windows on disk too."""
 
-_PROCESS_BYTES = 640_000_000  # Python, torch, transformers, and what the allocator keeps
+_PROCESS_BYTES = 740_000_000  # Python, torch, transformers, and what the allocator keeps
 _LM_EVAL_BYTES = 450_000_000
 _FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CHUNK_TOKENS = 2048
