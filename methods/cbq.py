@@ -246,7 +246,7 @@ class CBQ:
         for step, indices in enumerate(self.batches(len(text))):
             example = text.batch(indices)
             with torch.enable_grad():
-                with self.mixed_precision(example.inputs.device):
+                with self.mixed_precision(example.inputs):
                     outputs = window.forward_through(example.inputs, modules)
                 terms = {name: t.mean() for name, t in objective(example, outputs, text.mean_square).items()}
                 # In float16 the gradient of a mean would be lost below the smallest number. Adam sees no common factor.
@@ -286,10 +286,11 @@ class CBQ:
     def objective(self) -> Objective:
         return Objective(self.fp_target, self.homologous_target, self.l2, self.kl, self.token_norm, self.l2_form)
 
-    def mixed_precision(self, device: torch.device) -> torch.autocast:
+    def mixed_precision(self, inputs: torch.Tensor) -> torch.autocast:
         """bfloat16 products of a float32 model where asked for or, with ``auto``, where they are the faster ones."""
-        enabled = self.precision == "bfloat16" or (self.precision == "auto" and multiplies_bfloat16_faster(device))
-        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+        device = inputs.device
+        wanted = self.precision == "bfloat16" or (self.precision == "auto" and multiplies_bfloat16_faster(device))
+        return torch.autocast(device.type, torch.bfloat16, enabled=wanted and inputs.dtype == torch.float32)
 
 
 def multiplies_bfloat16_faster(device: torch.device) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -211,12 +211,16 @@ def test_steps_of_several_sequences_see_each_of_them_once_an_epoch(tiny_model: L
     assert all(row["held_out"] < row["held_out_before"] for row in report)
 
 
-def test_gradients_of_float16_models_come_through(tiny_folder: Path, tmp_path: Path) -> None:
-    """float16 has no number for most of the gradient of a small loss."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gradients_of_float16_models_come_through(
+    tiny_folder: Path, tmp_path: Path, precision: Literal["float32", "bfloat16"]
+) -> None:
+    """float16 has no number for most of the gradient of a small loss; beside bfloat16 products either."""
     flipped = []
     for l2 in (1.0, 1e-4):
         model = load_model(tiny_folder, name="tiny", dtype="float16", device="cpu")
-        report = run(model, CBQ(epochs=2, guard=False, l2=l2), tmp_path / str(l2)).report
+        method = CBQ(epochs=2, guard=False, l2=l2, precision=precision)
+        report = run(model, method, tmp_path / str(l2)).report
         assert all(row["held_out"] < row["held_out_before"] for row in report)
         flipped.append(sum(row["flipped"] for row in report))
     assert flipped[1] == pytest.approx(flipped[0], rel=0.1)
@@ -266,7 +270,8 @@ def test_nothing_to_correct_is_nothing_corrected(tiny_model: LoadedModel, tmp_pa
     The student runs one sequence at a time and the targets were made several at a time: their last bits may differ.
     """
     on_a_grid(tiny_model, Setting.parse("W8A16"))
-    options = {"init": "rtn", "rounding": "none", "guard": False, "epochs": 1, "scale_lr": 0.0}
+    exact = {"precision": "float32", "scale_lr": 0.0}
+    options = {"init": "rtn", "rounding": "none", "guard": False, "epochs": 1, **exact}
     method = Watched(size=size, homologous_target=1.0, kl=1.0, **options)
     run(tiny_model, method, tmp_path, "W8A16")
     for window, part in method.seen:
@@ -335,7 +340,7 @@ def test_one_block_alone_is_trained_as_a_plain_loop_would(tiny_model: LoadedMode
             assert losses["loss"] == pytest.approx(expected, rel=1e-3)
             return losses
 
-    plain = {"init": "rtn", "token_norm": 0.0, "guard": False, "epochs": 2}
+    plain = {"init": "rtn", "token_norm": 0.0, "guard": False, "epochs": 2, "precision": "float32"}
     run(tiny_model, BesideTheLoop(**plain), tmp_path)
 
 
