@@ -26,7 +26,7 @@ IN_MEMORY, PAGED, SPILLED = "in memory", "paged", "spilled"
 PLACEMENTS = (IN_MEMORY, PAGED, SPILLED)
 """From the largest to the smallest: all weights; the blocks in use; hidden states between windows on disk too."""
 
-_PROCESS_BYTES = 740_000_000  # Python, torch, transformers, and what the allocator keeps
+_PROCESS_BYTES = 735_000_000  # Python, torch, transformers, and what the allocator keeps
 _LM_EVAL_BYTES = 450_000_000
 _FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CHUNK_TOKENS = 2048
@@ -108,7 +108,9 @@ def _quantizing(cell: Cell, size: ModelSize, workspace: Workspace, placement: st
     calibration = CalibrationSpec.parse(cell.calibration)
     tokens = calibration.sequences * calibration.length
     chunk = min(tokens, _CHUNK_TOKENS)
-    streams = workspace.streams * (chunk if placement == SPILLED else tokens) * size.hidden
+    # Passes that wait within a walk hold what they began with, so that one stream at least is in memory anyway.
+    between = (workspace.streams - 1) * (chunk if placement == SPILLED else tokens)
+    streams = (tokens + between) * size.hidden
     walk = workspace.streams * tokens * (2.5 * size.hidden + 1.25 * size.widest)  # residuals, inputs of the widest
     return window + own + float_bytes * (streams + walk)
 
