@@ -131,20 +131,13 @@ class CpuLayer:
 
 
 def bare(path: Path, x: Float[torch.Tensor, "rows in"]) -> Work:
-    """The operator alone, and for integers what it takes to be the layer's product: the tokens' codes before it, their
-    scales and zero points after it. Without the harness around it."""
+    """The operator alone, and for integers the quantization that it needs, without the harness around it."""
     if isinstance(path, FewTokens):
         return bare(path.for_rows(len(x)), x)
     if isinstance(path, IntegerProduct):
         activation = path.layer.activation
         assert activation is not None
-
-        def product() -> object:
-            codes, scales, zeros = tokens.encode(x, activation)
-            y = _qlinear(codes, path.weight, path.scales, path.weight_zeros)
-            return tokens.finish(y, path.scaled_sums, path.bias, scales, zeros)
-
-        return product
+        return lambda: _qlinear(tokens.encode(x, activation)[0], path.weight, path.scales, path.weight_zeros)
     if isinstance(path, FixedPointWeights):
         buffer, outputs = path.buffer, path.layer.out_features
         return lambda: fixedpoint.product(x, buffer, outputs)
