@@ -28,7 +28,7 @@ from harness.driver import quantize_model
 from harness.errors import BadOutput
 from harness.kernels.bench import SHAPES, bench, random_layer, record
 from harness.kernels.benchfile import NO_CUDA
-from harness.kernels.configs import Config, Kernel, key, tuned_file, write_tuned
+from harness.kernels.configs import Config, Kernel, key, shipped, tuned_file, write_tuned
 from harness.kernels.difference import Executions, measure_difference
 from harness.kernels.execute import kernel_modules, packed_layers
 from harness.kernels.gpu import launch
@@ -86,62 +86,73 @@ def wrong(
     device: str,
     sizes: Sequence[tuple[int, int]] = ((200, 576), (4096, 4096)),
     dtypes: Sequence[torch.dtype] = (torch.float16, torch.bfloat16),
+    rows: Sequence[int] = (1, 3, 17, 130),
     tokens: int = 64,
 ) -> Iterator[str]:
     """What a kernel on the device computes otherwise than the reference on the CPU.
 
-    ``tokens``: how many a whole model is run on.
+    ``rows`` of inputs, of layers of these ``sizes``; ``tokens``: how many a whole model is run on.
     """
-    yield from _wrong_weight_only(device, sizes, dtypes)
-    yield from _wrong_integers(device, sizes)
-    yield from _wrong_transforms(device, sizes)
+    yield from _wrong_weight_only(device, rows, sizes, dtypes)
+    yield from _wrong_integers(device, rows, sizes)
+    yield from _wrong_transforms(device, rows, sizes)
     yield from _wrong_models(device, dtypes[0], tokens)
 
 
-def _wrong_weight_only(device: str, sizes: Sequence[tuple[int, int]], dtypes: Sequence[torch.dtype]) -> Iterator[str]:
-    for rows, (outputs, inputs), setting, dtype in itertools.product(
-        (1, 3, 17, 130), sizes, ("W4A16g64", "W4A16", "W4A16sym", "W2A16g64"), dtypes
+def _wrong_weight_only(
+    device: str, rows: Sequence[int], sizes: Sequence[tuple[int, int]], dtypes: Sequence[torch.dtype]
+) -> Iterator[str]:
+    for count, (outputs, inputs), setting, dtype in itertools.product(
+        rows, sizes, ("W4A16g64", "W4A16", "W4A16sym", "W2A16g64"), dtypes
     ):
         linear = random_layer(outputs, inputs, Setting.parse(setting))
-        layer, x = pack(linear).to(device), torch.randn(rows, inputs).to(dtype)
+        layer, x = pack(linear).to(device), torch.randn(count, inputs).to(dtype)
         weight = linear.weight().to(dtype).double()
         exact, magnitude = x.double() @ weight.T, x.double().abs() @ weight.abs().T
         epsilon = 2.0**-11 if dtype == torch.float16 else 2.0**-8
         bound = 4 * 2.0**-24 * inputs**0.5 * magnitude + 2 * epsilon * exact.abs() + 1e-6
         for config in (Config(16, 32, 1, 2, 4), Config(64, 128, 1, 8, 3), Config(16, 64, 4), Config(4, 16, 2)):
-            if rows > config.block_m and config.block_m < 16:
+            if count > config.block_m and config.block_m < 16:
                 continue
             y = launch.weight_only(x.to(device), layer, config).cpu().double()
             if not ((y - exact).abs() <= bound).all():
-                yield f"weight-only {rows}×{outputs}×{inputs} {setting} {dtype} {config}"
+                yield f"weight-only {count}×{outputs}×{inputs} {setting} {dtype} {config}"
 
 
-def _wrong_integers(device: str, sizes: Sequence[tuple[int, int]]) -> Iterator[str]:
-    for rows, (outputs, inputs), setting in itertools.product((1, 17, 130), sizes, ("W4A8", "W4A4", "W4A8sym")):
+def _wrong_integers(device: str, rows: Sequence[int], sizes: Sequence[tuple[int, int]]) -> Iterator[str]:
+    for count, (outputs, inputs), setting in itertools.product(rows, sizes, ("W4A8", "W4A4", "W4A8sym")):
         linear = random_layer(outputs, inputs, Setting.parse(setting))
         spec = linear.activation
         assert spec is not None
-        layer, x = pack(linear).to(device), torch.randn(rows, inputs).half()
+        layer, x = pack(linear).to(device), torch.randn(count, inputs).half()
         quantized = launch.quantize_rows(x.to(device), spec, layer)
         codes, scale, zero = encode_tokens(x, spec)
         if not torch.equal(quantized.codes[:, :inputs].cpu().int(), codes.int() - 2 ** (spec.bits - 1)):
-            yield f"quantizing {rows}×{inputs} {setting}"
+            yield f"quantizing {count}×{inputs} {setting}"
         total = (codes.long() - zero.long()) @ (linear.codes.long() - linear.zeros.long()).T
         exact = total.float() * linear.scales[:, 0].float() * scale
         for config in (Config(16, 64), Config(128, 128, 1, 8, 3)):
             if not torch.equal(launch.integer(quantized, layer, config, torch.float32).cpu(), exact):
-                yield f"integer {rows}×{outputs}×{inputs} {setting} {config}"
+                yield f"integer {count}×{outputs}×{inputs} {setting} {config}"
 
 
-def _wrong_transforms(device: str, sizes: Sequence[tuple[int, int]]) -> Iterator[str]:
-    for rows, (outputs, inputs), fused in itertools.product((1, 17), sizes, (True, False)):
+def _wrong_transforms(device: str, rows: Sequence[int], sizes: Sequence[tuple[int, int]]) -> Iterator[str]:
+    for count, (outputs, inputs), fused, config in itertools.product(
+        rows, sizes, (True, False), shipped("rotate", "sm_80")
+    ):
         linear = random_layer(outputs, inputs, Setting.parse("W4A8"))
-        transform, x = transform_of(linear), torch.randn(rows, inputs).half()
-        y = launch.rotate_quantize(x.to(device), transform.to(device), None, pack(linear).to(device), fused=fused)
+        transform, x, layer = transform_of(linear), torch.randn(count, inputs).half(), pack(linear).to(device)
+        rotations = launch.Rotations.of(transform.to(device), x.dtype)
+        y = launch.rotate(x.to(device), rotations, config, fused=fused)
         exact = transform.apply(x.float())
-        assert isinstance(y, torch.Tensor)
+        case = f"{count}×{inputs} {'in one kernel' if fused else 'in two'} {config}"
         if not ((y.cpu().float() - exact).abs() <= 2e-3 * exact.abs().amax(1, keepdim=True)).all():
-            yield f"rotation {rows}×{inputs} {'in one kernel' if fused else 'in two'}"
+            yield f"rotation {case}"
+        assert layer.activation is not None
+        alone = launch.quantize_rows(y, layer.activation, layer)
+        at_once = launch.rotate_quantize(x.to(device), rotations, layer.activation, layer, config, fused=fused)
+        if not torch.equal(alone.codes, at_once.codes):
+            yield f"rotation and codes {case}"
 
 
 def _wrong_models(device: str, dtype: torch.dtype, tokens: int) -> Iterator[str]:

@@ -15,7 +15,7 @@ from harness.paths import cache_dir
 
 _POINTERS = {
     "qweight": "*i16", "scales": "*fp16", "zeros": "*i16", "x_scales": "*fp32", "x_zeros": "*i32", "row_sums": "*i32",
-    "code_sums": "*i32", "targets": "*i64", "smooth": "*fp32", "first": "*fp32", "second": "*fp32",
+    "code_sums": "*i32", "targets": "*i32",
 }  # fmt: skip
 # What a layer's sizes are divisible by where vector loads are to be used; the launcher finds it out from the values.
 _DIVISIBLE = ("N", "K", "padded_in", "padded_out", "stride_x")
@@ -55,18 +55,31 @@ def variants(target: str) -> Iterator[Variant]:
     for bits in (2, 8):
         yield _integer(bits, shipped("wna8", target)[0], 0, target)
     yield _integer(2, shipped("wna8_grouped", target)[0], 32, target)
-    for bits in (4, 8):
-        constants = {"BITS": bits, "SYMMETRIC": False, "GROUP": 0, "BM": 1, "BK": 4096}
-        yield Variant(f"act_quant a{bits} 4096", "act_quant", constants, _EIGHT_WARPS, {"codes": "*i8", **_ROWS})
-    rotation = {"B": 128, "HAS_SMOOTH": False, "PERMUTES": True, "WIDEN": False}
-    whole = {"ROTATES_TWICE": True, "QUANTIZES": True, "BITS": 4, "SYMMETRIC": False, "GROUP": 0, "BM": 1, "BK": 4096}
+    for bits, group in ((4, 0), (8, 0), (8, 128)):
+        constants = {"BITS": bits, "SYMMETRIC": False, "GROUP": group, "BM": 1, "CHUNK": 2048}
+        name = f"act_quant a{bits}" + (f" g{group}" if group else "")
+        yield Variant(name, "act_quant", constants, {"num_warps": 8}, {"codes": "*i8", **_ROWS})
+    for dtype in ("fp16", "bf16"):
+        yield from _rotations(dtype, target)
+
+
+def _rotations(dtype: str, target: str) -> Iterator[Variant]:
+    """All that DuQuant does to an input, with codes and without, and the first half of it for long rows."""
+    rotation = {"B": 128, "HAS_SMOOTH": True, "WIDEN": False}
+    pointers = dict.fromkeys(("x", "y", "smooth", "first", "second", "middle"), f"*{dtype}")
+    whole = {**rotation, "PERMUTES": True, "ROTATES_TWICE": True, "BITS": 4, "SYMMETRIC": False, "GROUP": 0}
+    for config in shipped("rotate", target):
+        blocks = {"BM": config.block_m, "CHUNK": config.block_n}
+        for family, quantizes in (("rotate_quantize", True), ("rotate", False)):
+            yield Variant(
+                f"{family} {dtype} {config.block_m}x{config.block_n}", "rotate_quantize",
+                {**whole, **blocks, "QUANTIZES": quantizes}, config.options, {**pointers, "codes": "*i8", **_ROWS},
+            )  # fmt: skip
     yield Variant(
-        "rotate_quantize 4096", "rotate_quantize", {**rotation, **whole}, _EIGHT_WARPS, {"codes": "*i8", **_ROWS}
+        f"rotate_permute {dtype} 16x128", "rotate_permute", {**rotation, "BM": 16}, {"num_warps": 4}, pointers
     )
-    yield Variant("rotate_permute 16x128", "rotate_permute", {**rotation, "BM": 16}, {"num_warps": 4})
 
 
-_EIGHT_WARPS = {"num_warps": 8}
 _ROWS = {"scales": "*fp32", "zeros": "*i32"}
 
 
@@ -149,7 +162,7 @@ def _type(name: str, variant: Variant) -> str:
         return variant.pointers[name]
     if name in _POINTERS:
         return _POINTERS[name]
-    if name in ("x", "y", "bias", "codes", "middle"):
+    if name in ("x", "y", "bias"):
         return "*fp16"
     return "fp32" if name == "clip" else "i32"
 

@@ -18,10 +18,10 @@ from typing import Literal
 from harness import atomic
 from harness.kernels.pack import TILE_IN
 
-Kernel = Literal["wna16", "wna16_narrow", "wna16_ic", "wna16_gemv", "wna8", "wna8_grouped"]
+Kernel = Literal["wna16", "wna16_narrow", "wna16_ic", "wna16_gemv", "wna8", "wna8_grouped", "rotate"]
 """Kernels with configurations of their own. ``wna16_narrow``: groups of 32 or 64 inputs, more scales at a time.
 ``wna16_ic``: groups run along the outputs, and a block of outputs has to lie in one of them: 64 divides them all.
-``wna8_grouped``: a block keeps the sums of a group beside those of the row."""
+``wna8_grouped``: a block keeps the sums of a group beside those of the row. ``rotate``: DuQuant's transform."""
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 GEMV_ROWS = 4  # tokens up to which the kernel without tensor cores is taken
 _TUNED = Path(__file__).resolve().parent / "tuned"
@@ -31,6 +31,7 @@ _TUNED = Path(__file__).resolve().parent / "tuned"
 class Config:
     """Tokens and outputs of a block, parts that the inputs are split into, warps, pipeline stages.
 
+    A rotation turns ``block_n`` channels of its tokens at a time; the two make 16 rows or more of the largest rotation.
     ``registers``: the most that a thread may take; None: as many as the compiler likes.
     """
 
@@ -77,6 +78,11 @@ _DEFAULT: dict[Kernel, tuple[tuple[float, Config], ...]] = {
     "wna8_grouped": (
         (16, Config(16, 64, warps=4, stages=4)),
         (_ANY, Config(32, 128, warps=8, stages=3)),
+    ),
+    # Few tokens: a row for each program, many of its channels at a time. More: its matrices are read for 16 rows.
+    "rotate": (
+        (256, Config(1, 2048, warps=8, stages=1)),
+        (_ANY, Config(16, 128, warps=4, stages=1)),
     ),
 }
 _DEFAULT["wna16_narrow"] = _DEFAULT["wna16"]
@@ -141,7 +147,7 @@ def choose(
         return tuned
     table = _OVERRIDES.get((kernel, target), _DEFAULT[kernel])
     config = next(config for most, config in table if tokens <= most)
-    if kernel.startswith("wna8"):
+    if not kernel.startswith("wna16"):
         return config
     blocks = -(-outputs // config.block_n) * -(-tokens // config.block_m)
     tiles = -(-inputs // TILE_IN)

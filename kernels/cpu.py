@@ -9,7 +9,9 @@ without VNNI, ``_dyn_quant_matmul_4bit`` on x86. None of them is ever called her
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -29,17 +31,14 @@ _INNER_TILES = 2  # the operator's own layout parameter; it takes no other on a 
 
 
 @dataclass(frozen=True)
-class FewTokens:
+class FewTokens(Path):
     """One path for few tokens, another for many: where weights are not read in next to no time beside what is done."""
 
+    layer: PackedLinear
     few: FixedPointWeights | Int4Weights
     many: DequantizedWeights
     most: int
     """Tokens that are few."""
-
-    @property
-    def layer(self) -> PackedLinear:
-        return self.few.layer
 
     def for_rows(self, rows: int) -> FixedPointWeights | Int4Weights | DequantizedWeights:
         return self.few if rows <= self.most else self.many
@@ -50,12 +49,12 @@ class FewTokens:
     def product(self, rows: int, dtype: torch.dtype) -> Product:
         return self.for_rows(rows).product(rows, dtype)
 
-    def __call__(self, x: Rows) -> Products:
-        return (self.few if x.shape[0] <= self.most else self.many)(x)
+    def multiply(self, given: Rows, dtype: torch.dtype) -> Products:
+        return self.for_rows(len(given)).multiply(given, dtype)
 
 
 @dataclass(frozen=True)
-class FixedPointWeights:
+class FixedPointWeights(Path):
     """W4A16 by our own kernel: activations in 16-bit fixed point, a step for each block of inputs, exact sums.
 
     An activation is off by half a step at the most, 1 / 65534 of the largest of its block;
@@ -75,14 +74,14 @@ class FixedPointWeights:
     def product(self, rows: int, dtype: torch.dtype) -> Product:
         return Product(fixedpoint.OPERATOR, dtype if dtype in fixedpoint.TYPES else torch.float32)
 
-    def __call__(self, x: Rows) -> Products:
-        given = x if x.dtype in fixedpoint.TYPES else x.float()
-        y = fixedpoint.product(given, self.buffer, self.layer.out_features)
-        return y if given is x else y.to(x.dtype)
+    def multiply(self, given: Rows, dtype: torch.dtype) -> Products:
+        x = given if given.dtype in fixedpoint.TYPES else given.float()
+        y = fixedpoint.product(x, self.buffer, self.layer.out_features)
+        return y if y.dtype == dtype else y.to(dtype)  # with cold caches even what does nothing takes torch a while
 
 
 @dataclass(frozen=True)
-class Int4Weights:
+class Int4Weights(Path):
     """W4A16: 4-bit weights and bfloat16 activations; the scales and zero points are rounded to bfloat16 too."""
 
     layer: PackedLinear
@@ -104,15 +103,15 @@ class Int4Weights:
     def product(self, rows: int, dtype: torch.dtype) -> Product:
         return Product(INT4_OPERATOR, torch.bfloat16)
 
-    def __call__(self, x: Rows) -> Products:
+    def multiply(self, given: Rows, dtype: torch.dtype) -> Products:
         y: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.bfloat16().contiguous(), self.qweight, self.layer.group_size, self.grid
+            given.bfloat16().contiguous(), self.qweight, self.layer.group_size, self.grid
         )
-        return _finished(y, self.layer, x.dtype)
+        return _finished(y, self.layer, dtype)
 
 
 @dataclass(frozen=True)
-class IntegerProduct:
+class IntegerProduct(Path):
     """W4A8, W4A4: unsigned 8-bit activation codes times signed 8-bit weight codes less their zero points, in int32.
 
     4-bit values are in bytes here: no CPU operator multiplies nibbles. The sum is exact up to its conversion to
@@ -143,17 +142,25 @@ class IntegerProduct:
     def product(self, rows: int, dtype: torch.dtype) -> Product:
         return Product(_INTEGER_OPERATOR, torch.uint8)
 
-    def __call__(self, x: Rows) -> Products:
+    @property
+    def reads(self) -> Hashable:
+        return self.layer.activation
+
+    def given(self, x: Rows) -> tokens.Encoded:
         assert self.layer.activation is not None
-        codes, scales, zeros = tokens.encode(x, self.layer.activation)
+        return tokens.encode(x, self.layer.activation)
+
+    def multiply(self, given: tokens.Encoded, dtype: torch.dtype) -> Products:
+        codes, scales, zeros = given
         y: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             codes, 1.0, 0, self.weight, self.scales, self.weight_zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return tokens.finish(y, self.scaled_sums, self.bias, scales, zeros).to(x.dtype)
+        y = tokens.finish(y, self.scaled_sums, self.bias, scales, zeros)
+        return y if dtype == torch.float32 else y.to(dtype)
 
 
 @dataclass(frozen=True)
-class DequantizedWeights:
+class DequantizedWeights(Path):
     """Everything else: a bfloat16 product with the weight that the codes stand for, activations quantized and back."""
 
     layer: PackedLinear
@@ -169,9 +176,15 @@ class DequantizedWeights:
     def product(self, rows: int, dtype: torch.dtype) -> Product:
         return Product("aten::mm", torch.bfloat16)
 
-    def __call__(self, x: Rows) -> Products:
-        values = x if self.layer.activation is None else simulate_tokens(x, self.layer.activation)
-        return _finished(torch.mm(values.bfloat16(), self.weight.T), self.layer, x.dtype)
+    @property
+    def reads(self) -> Hashable:
+        return self.layer.activation
+
+    def given(self, x: Rows) -> Rows:
+        return (x if self.layer.activation is None else simulate_tokens(x, self.layer.activation)).bfloat16()
+
+    def multiply(self, given: Rows, dtype: torch.dtype) -> Products:
+        return _finished(torch.mm(given.bfloat16(), self.weight.T), self.layer, dtype)
 
 
 class CpuKernels:
@@ -180,9 +193,9 @@ class CpuKernels:
     def path(self, layer: PackedLinear) -> Path:
         return cpu_path(layer)
 
-    def transform(self, x: Rows, layer: PackedLinear) -> Rows:
-        assert layer.transform is not None
-        return layer.transform.apply(x)
+    def preparing(self, path: Path) -> Callable[[Rows], Any]:
+        transform = path.layer.transform
+        return path.given if transform is None else lambda x: path.given(transform.apply(x))
 
 
 def cpu_path(layer: PackedLinear) -> Path:
@@ -195,7 +208,7 @@ def cpu_path(layer: PackedLinear) -> Path:
         if few is None:
             return DequantizedWeights.of(layer)
         if has_bf16_units():
-            return FewTokens(few, DequantizedWeights.of(layer), CODES_TOKENS_BESIDE_BF16_UNITS)
+            return FewTokens(layer, few, DequantizedWeights.of(layer), CODES_TOKENS_BESIDE_BF16_UNITS)
         return few
     if layer.axis == "ic":  # scales along the inputs cannot leave an integer sum
         return DequantizedWeights.of(layer)

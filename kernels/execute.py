@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,37 +19,35 @@ from harness.linear import QuantizedLinear
 _SIMULATION = "--execute simulation"
 
 
-class SharedTransform:
-    """Transforms the input of linears that share one, once for all of them."""
+class SharedInput:
+    """Prepares the input of linears that share one, once for all of them: transforms it, and has its codes made."""
 
-    def __init__(self, transform: Callable[[Rows], Rows], users: int) -> None:
-        self.transform, self.users = transform, users
+    def __init__(self, prepare: Callable[[Rows], Any], users: int) -> None:
+        self.prepare, self.users = prepare, users
         self._source: torch.Tensor | None = None
-        self._result: torch.Tensor | None = None
+        self._given: Any = None
         self._left = 0
 
-    def __call__(self, x: Float[torch.Tensor, "*rows in"]) -> Float[torch.Tensor, "*rows in"]:
-        if self._result is None or self._source is not x:
-            y = self.transform(x.reshape(-1, x.shape[-1]))
-            self._source, self._result, self._left = x, y.reshape(x.shape), self.users
-        result = self._result
+    def __call__(self, x: Float[torch.Tensor, "*rows in"]) -> Any:
+        if self._left == 0 or self._source is not x:
+            self._given = self.prepare(x.reshape(-1, x.shape[-1]))
+            self._source, self._left = x, self.users
+        given = self._given
         self._left -= 1
         if self._left == 0:
-            self._source = self._result = None
-        return result
+            self._source = self._given = None
+        return given
 
 
 class KernelLinear(nn.Module):
     """Stands in for an ``nn.Linear``: prepares its input, runs the path of its packed layer."""
 
-    def __init__(self, path: Path, transform: SharedTransform | None) -> None:
+    def __init__(self, path: Path, shared: SharedInput) -> None:
         super().__init__()
-        self.path, self.transform = path, transform
+        self.path, self.shared = path, shared
 
     def forward(self, x: Float[torch.Tensor, "*rows in"]) -> Float[torch.Tensor, "*rows out"]:
-        if self.transform is not None:
-            x = self.transform(x)
-        y = self.path(x.reshape(-1, x.shape[-1]))
+        y = self.path.multiply(self.shared(x), x.dtype)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -90,20 +88,22 @@ def kernel_modules(
     The layers' tensors are moved there. Raises Unsupported, naming the layer, where there is no kernel for one.
     """
     kernels = kernels or kernels_of(device)
-    there = on_device(layers, device)
-    users = Counter(id(layer.transform) for layer in there.values())
-    shared: dict[int, SharedTransform] = {}
-    modules = {}
-    for name, layer in there.items():
+    paths: dict[str, Path] = {}
+    for name, layer in on_device(layers, device).items():
         try:
-            path = kernels.path(layer)
+            paths[name] = kernels.path(layer)
         except Unsupported as error:
             raise Unsupported(f"{name}: {error.what}", fix=error.fix) from error
-        key = id(layer.transform)
-        if layer.transform is not None and key not in shared:
-            shared[key] = SharedTransform(partial(kernels.transform, layer=layer), users[key])
-        modules[name] = KernelLinear(path, shared.get(key))
-    return modules
+    inputs = {name: _input_of(name, path) for name, path in paths.items()}
+    users = Counter(inputs.values())
+    shared = {key: SharedInput(kernels.preparing(paths[name]), users[key]) for name, key in inputs.items()}
+    return {name: KernelLinear(path, shared[inputs[name]]) for name, path in paths.items()}
+
+
+def _input_of(name: str, path: Path) -> Hashable:
+    """Alike for paths that share what is prepared of an input: those that share an online transform, and read alike."""
+    transform = path.layer.transform
+    return name if transform is None else (id(transform), path.reads)
 
 
 def put_in_place(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:

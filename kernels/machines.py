@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Work = Callable[[], object]
 QUANTIZING, TRANSFORMING = "quantizing the input", "transforming the input"
+BOTH = "transforming and quantizing the input, at once"
 _SIDE = 1024  # of the square products that tell a CPU's peak; those of a GPU are four times as large
 
 
@@ -204,10 +205,10 @@ class GpuLayer:
 
     def ready(self, x: Float[torch.Tensor, "rows in"]) -> Ready:
         from harness.kernels.gpu import launch
-        from harness.kernels.gpu.path import transformed
+        from harness.kernels.gpu.path import Rotating
 
         path, layer = self.path, self.path.layer
-        half = x.to(self.half.device).half()
+        half, rotating = x.to(self.half.device).half(), Rotating(path, self.transform, path.hardware)
         bfloat = half.bfloat16()
 
         def redraw() -> None:
@@ -218,10 +219,10 @@ class GpuLayer:
             "operator": _launches(path, half),
             "float16": lambda: torch.nn.functional.linear(half, self.half),
             "bfloat16": lambda: torch.nn.functional.linear(bfloat, self.bfloat),
-            TRANSFORMING: lambda: transformed(half, self.transform, layer),
+            TRANSFORMING: lambda: rotating.rotated(half),
         }
         if (activation := layer.activation) is not None and layer.integers:
-            works[QUANTIZING] = lambda: launch.quantize_rows(half, activation, layer)
+            works |= {QUANTIZING: lambda: launch.quantize_rows(half, activation, layer), BOTH: lambda: rotating(half)}
         return Ready(path.operator(len(x)), half, redraw, works)
 
 

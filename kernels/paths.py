@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,21 +22,36 @@ class Product(NamedTuple):
     given: torch.dtype
 
 
-@runtime_checkable
-class Path(Protocol):
-    """A layer, ready to run."""
+class Path(ABC):
+    """A layer, ready to run on rows of any floating type. Its product is done in two steps, so that paths which read
+    alike share the first."""
+
+    layer: PackedLinear
 
     @property
-    def layer(self) -> PackedLinear: ...
+    def reads(self) -> Hashable:
+        """What :meth:`given` depends on beside the rows."""
+        return None
 
+    @abstractmethod
     def operator(self, rows: int) -> str:
         """What runs for so many rows, in words."""
 
+    @abstractmethod
     def product(self, rows: int, dtype: torch.dtype) -> Product:
         """The one product that is done for so many rows of a model of type ``dtype``."""
 
+    def given(self, x: Rows) -> Any:
+        """What the product is given of ``x``, transformed already: its codes, or itself."""
+        return x
+
+    @abstractmethod
+    def multiply(self, given: Any, dtype: torch.dtype) -> Products:
+        """The product, in ``dtype``, that of the input."""
+
     def __call__(self, x: Rows) -> Products:
-        """``x``: transformed already, of any floating type; the result has its type."""
+        """Both steps."""
+        return self.multiply(self.given(x), x.dtype)
 
 
 @runtime_checkable
@@ -44,5 +61,5 @@ class Kernels(Protocol):
     def path(self, layer: PackedLinear) -> Path:
         """How ``layer``, on the device, is run. Raises Unsupported where nothing runs it."""
 
-    def transform(self, x: Rows, layer: PackedLinear) -> Rows:
-        """``x`` after the online transform that ``layer`` has, in the type of ``x``."""
+    def preparing(self, path: Path) -> Callable[[Rows], Any]:
+        """What makes of an input that is not transformed yet what the product of ``path`` is given."""

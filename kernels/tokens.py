@@ -14,11 +14,13 @@ _VALUES_OF_A_PART = 1 << 18  # for a thread of its own
 
 Codes = UInt8[torch.Tensor, "tokens in"]
 PerToken = Float[torch.Tensor, " tokens"]
+Encoded = tuple[Codes, PerToken, PerToken]
+"""Codes, scales and zero points of each token."""
 
 
-def encode(x: Float[torch.Tensor, "tokens in"], spec: ActivationSpec) -> tuple[Codes, PerToken, PerToken]:
-    """Codes, scales and zero points of each token, the bits of :func:`harness.quantizer.encode_tokens`; five times as
-    fast. A token with infinity in it has NaN for a scale, as one with NaN has."""
+def encode(x: Float[torch.Tensor, "tokens in"], spec: ActivationSpec) -> Encoded:
+    """The bits of :func:`harness.quantizer.encode_tokens`, five times as fast. A token with infinity in it has
+    NaN for a scale, as one with NaN has."""
     if native.unavailable() is not None or x.dtype not in _TYPES:
         codes, scale, zero = encode_tokens(x, spec)
         return codes, scale[:, 0], zero[:, 0]

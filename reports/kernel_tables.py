@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from harness.kernels.benchfile import Bench, Samples, Timing, ratio
 from harness.tables import Grid
 
-_PARTS = ("quantizing the input", "transforming the input")
+_PARTS = {
+    "quantizing the input": "input quantized µs",
+    "transforming the input": "input transformed µs",
+}
+_AT_ONCE = {"transforming and quantizing the input, at once": "both at once µs"}  # by one kernel, on a GPU
 
 
 def grids(benches: Sequence[Bench]) -> list[Grid]:
@@ -21,24 +25,26 @@ def grids(benches: Sequence[Bench]) -> list[Grid]:
             floats = list(dict.fromkeys(name for row in members for name in row.baselines))
             without_launches = any(row.graphed for row in members)
             graphs = ("in a graph, warm µs", *(f"× {name} in a graph" for name in floats)) if without_launches else ()
+            fused = any(name in row.samples for row in members for name in _AT_ONCE)
+            parts = _PARTS | (_AT_ONCE if fused else {})
             header = (
                 "setting", "operator", "tokens", "phase", "median µs", "quartiles µs", "n",
-                *(f"× {name}" for name in floats), "over bare operator", "% of roofline", "input quantized µs",
-                "input transformed µs", *graphs, "",
+                *(f"× {name}" for name in floats), "over bare operator", "% of roofline",
+                *parts.values(), *graphs, "",
             )  # fmt: skip
             title = f"{outputs}×{inputs}, measured on {bench.device_name}, {bench.created}"
-            found.append(Grid(title, header, tuple(_row(row, floats, without_launches) for row in members)))
+            found.append(Grid(title, header, tuple(_row(row, floats, parts, without_launches) for row in members)))
     return found
 
 
-def _row(row: Timing, floats: Sequence[str], without_launches: bool) -> tuple[str, ...]:
+def _row(row: Timing, floats: Sequence[str], parts: Iterable[str], without_launches: bool) -> tuple[str, ...]:
     low, high = map(micro, row.path.quartiles)
     faster = (f"{row.faster_than(name):.2f}" if name in row.samples else "–" for name in floats)
     over = ratio(row.path, row.samples["operator"]) - 1
-    parts = (micro(row.samples[name].median) if name in row.samples else "–" for name in _PARTS)
+    alone = (micro(row.samples[name].median) if name in row.samples else "–" for name in parts)
     return (
         row.setting, row.operator, str(row.tokens), row.phase, micro(row.path.median), f"{low}–{high}",
-        str(len(row.path.seconds)), *faster, f"{100 * over:+.1f} %", f"{row.percent_of_roofline:.0f}", *parts,
+        str(len(row.path.seconds)), *faster, f"{100 * over:+.1f} %", f"{row.percent_of_roofline:.0f}", *alone,
         *(_in_a_graph(row.graphed, floats) if without_launches else ()), "the machine drifted" if row.drifted else "",
     )  # fmt: skip
 

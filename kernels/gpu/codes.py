@@ -89,24 +89,25 @@ def rounded(x):
 
 
 @triton.jit
-def quantize_rows(x, valid, clip, BITS: tl.constexpr, SYMMETRIC: tl.constexpr):
-    """Per-row codes of ``x`` [rows, n] less 2^(BITS−1), as float32, 0 where not ``valid``; scales; their zero points.
+def grid_of(low, high, BITS: tl.constexpr, SYMMETRIC: tl.constexpr):
+    """Scales and zero points (unsigned, as float32) of rows whose clipped ranges are from ``low`` to ``high`` [rows].
 
-    As :func:`harness.quantizer.encode_tokens` does it: with the correctly rounded division, without which a value near
+    As :func:`harness.quantizer.encode_tokens` has them: by the correctly rounded division, without which a value near
     the middle between two levels would go the other way.
     """
     LEVELS: tl.constexpr = (1 << BITS) - 1
-    HALF: tl.constexpr = 1 << (BITS - 1)
-    x = tl.where(valid, x, 0.0)  # a range includes zero anyway
-    low = tl.min(x, axis=1) * clip
-    high = tl.max(x, axis=1) * clip
-    low, high = tl.minimum(low, 0.0), tl.maximum(high, 0.0)
     if SYMMETRIC:
         high = tl.maximum(-low, high)
         low = -high
     scale = tl.div_rn(high - low, LEVELS * 1.0)
     scale = tl.where(scale == 0.0, 2.0 / LEVELS, scale)
-    zero = tl.full(scale.shape, HALF, tl.float32) if SYMMETRIC else rounded(tl.div_rn(-low, scale))
+    zero = tl.full(scale.shape, 1 << (BITS - 1), tl.float32) if SYMMETRIC else rounded(tl.div_rn(-low, scale))
+    return scale, zero
+
+
+@triton.jit
+def codes_on(x, scale, zero, BITS: tl.constexpr):
+    """The unsigned codes of ``x`` [rows, n] on the grids of its rows, as float32."""
+    LEVELS: tl.constexpr = (1 << BITS) - 1
     values = rounded(tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape))) + zero[:, None]
-    codes = tl.minimum(tl.maximum(values, 0.0), LEVELS * 1.0) - HALF
-    return tl.where(valid, codes, 0.0), scale, zero - HALF
+    return tl.minimum(tl.maximum(values, 0.0), LEVELS * 1.0)

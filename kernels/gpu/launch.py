@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import triton
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Float, Int, Int8, Int32
 
 from harness.errors import Unsupported
 from harness.kernels.configs import Config
@@ -22,6 +22,7 @@ from harness.transform import BlockRotation, InputTransform, Permutation
 
 HALVES = (torch.float16, torch.bfloat16)
 """Types that rotations and weight-only products are computed in."""
+_CHUNK = 2048  # channels of a row that are quantized at a time
 _ROTATED = (16, 32, 64, 128)  # channels of a block; a tensor core's product has 16 or more
 
 
@@ -78,7 +79,7 @@ def weight_only(x: Float[torch.Tensor, "rows in"], layer: PackedLinear, config: 
         BITS=layer.bits, GROUP=0 if layer.whole_channels else layer.group_size, PER_INPUT=layer.axis == "ic",
         ASYMMETRIC=layer.zeros is not None, HAS_BIAS=bias is not None,
         EVEN_K=layer.in_features % TILE_IN == 0,
-        WIDEN=x.device.type == "cpu" and x.dtype == torch.bfloat16, PTX=x.is_cuda and torch.version.hip is None,
+        WIDEN=_widened(x), PTX=x.is_cuda and torch.version.hip is None,
         BM=config.block_m, BN=config.block_n, **limited.options,
     )  # fmt: skip
     if split == 1:
@@ -119,57 +120,113 @@ def quantize_rows(x: Float[torch.Tensor, "rows in"], spec: ActivationSpec, layer
     _refuse_beyond_int32(*x.shape)
     x = _by_rows(x)
     out, group = _empty_rows(x, layer)
+    chunk = min(triton.next_power_of_2(layer.padded_in), _CHUNK)
     start(
         act_quant_kernel, (x.shape[0],),
         x, out.codes, out.scales, out.zeros, out.row_sums, x.shape[0], layer.in_features, layer.padded_in,
         out.row_sums.shape[1], spec.clip, x.stride(0),
-        BITS=spec.bits, SYMMETRIC=spec.symmetric, GROUP=group, BM=1, BK=triton.next_power_of_2(layer.padded_in),
-        num_warps=8 if layer.padded_in > 2048 else 4,
+        BITS=spec.bits, SYMMETRIC=spec.symmetric, GROUP=group, BM=1, CHUNK=chunk, num_warps=max(1, chunk // 256),
     )  # fmt: skip
     return out
 
 
-def rotate_quantize(
-    x: Float[torch.Tensor, "rows in"], transform: InputTransform, spec: ActivationSpec | None, layer: PackedLinear,
-    *, fused: bool, block_m: int = 1,
-) -> QuantizedRows | torch.Tensor:  # fmt: skip
-    """The online transform, then the codes of each row, or the transformed rows where ``spec`` is None.
+@dataclass(frozen=True)
+class Rotations:
+    """An online transform as the kernels read it, in one half precision; ``targets``: where each channel goes."""
 
-    ``fused``: one kernel that holds ``block_m`` whole rows; else one for the first rotation and the permutation and
-    one for the rest. Raises Unsupported for a transform that is not rotation[, permutation[, rotation]].
-    """
+    smooth: Float[torch.Tensor, " in"] | None
+    first: Float[torch.Tensor, "b b"]
+    targets: Int32[torch.Tensor, " in"] | None
+    second: Float[torch.Tensor, "b b"] | None
+
+    @classmethod
+    def of(cls, transform: InputTransform, dtype: torch.dtype) -> Rotations:
+        """Raises Unsupported for a transform that is not rotation[, permutation[, rotation]]."""
+        first, permutation, second = _steps(transform)
+        return cls(
+            None if transform.smooth is None else transform.smooth.to(dtype).contiguous(),
+            first.matrix.to(dtype).contiguous(),
+            None if permutation is None else permutation.targets.to(torch.int32),
+            None if second is None else second.matrix.to(dtype).contiguous(),
+        )
+
+
+def rotate(
+    x: Float[torch.Tensor, "rows in"], rotations: Rotations, config: Config, *, fused: bool
+) -> Float[torch.Tensor, "rows in"]:
+    """The online transform. ``fused``: in one kernel that takes whole rows; else in one for the first rotation and the
+    permutation and one for the rest."""
+    if not fused and rotations.targets is not None:
+        middle = _rotate_permute(x, rotations)
+        return middle if rotations.second is None else rotate(middle, _rest(rotations), config, fused=True)
+    return _rotate(x, rotations, config, None)
+
+
+def rotate_quantize(
+    x: Float[torch.Tensor, "rows in"], rotations: Rotations, spec: ActivationSpec, layer: PackedLinear, config: Config,
+    *, fused: bool,
+) -> QuantizedRows:  # fmt: skip
+    """:func:`rotate`, and what :func:`quantize_rows` makes of it, in as many kernels as the rotation alone."""
+    _group_of_integers(layer)
+    if not fused and rotations.targets is not None:
+        middle = _rotate_permute(x, rotations)
+        if rotations.second is None:
+            return quantize_rows(middle, spec, layer)
+        return rotate_quantize(middle, _rest(rotations), spec, layer, config, fused=True)
+    quantized, group = _empty_rows(x, layer)
+    _rotate(x, rotations, config, (quantized, group, spec))
+    return quantized
+
+
+def _rotate(
+    x: torch.Tensor, rotations: Rotations, config: Config, quantizing: tuple[QuantizedRows, int, ActivationSpec] | None
+) -> torch.Tensor:
+    """The rotated rows; ``quantizing``: their codes too, into the rows given, with sums for a group."""
     _refuse_beyond_int32(*x.shape)
     x = _by_rows(x)
-    first, permutation, second = _steps(transform)
-    turns = [x if step is None else step.matrix.contiguous() for step in (first, second)]
-    rows, inputs = x.shape
-    size = first.matrix.shape[0]
-    smooth = transform.smooth if transform.smooth is not None else x
-    widen = x.device.type == "cpu" and x.dtype == torch.bfloat16
-    if not fused and permutation is not None:
-        middle = x.new_empty(x.shape)
-        start(
-            rotate_permute_kernel, (triton.cdiv(rows, 16), inputs // size),
-            x, smooth, turns[0], permutation.targets, middle, rows, inputs, x.stride(0),
-            B=size, HAS_SMOOTH=transform.smooth is not None, PERMUTES=True, WIDEN=widen, BM=16, num_warps=4,
-        )  # fmt: skip
-        if second is None:
-            return middle if spec is None else quantize_rows(middle, spec, layer)
-        return rotate_quantize(middle, InputTransform(steps=(second,)), spec, layer, fused=True, block_m=block_m)
-    out, group = _empty_rows(x, layer)
+    (rows, inputs), size = x.shape, rotations.first.shape[0]
     y = x.new_empty(x.shape)
-    width = triton.next_power_of_2(layer.padded_in)
-    block_m = max(block_m, triton.cdiv(16 * size, width))  # a product has 16 rows or more
+    twice = rotations.second is not None
+    out, group, spec = quantizing or (None, 0, ActivationSpec(8))
     start(
-        rotate_quantize_kernel, (triton.cdiv(rows, block_m),),
-        x, smooth, turns[0], permutation.targets if permutation else x, turns[1], x.new_empty(x.shape),
-        out.codes, out.scales, out.zeros, out.row_sums, y, rows, inputs, layer.padded_in, out.row_sums.shape[1],
-        spec.clip if spec else 1.0, x.stride(0),
-        B=size, HAS_SMOOTH=transform.smooth is not None, PERMUTES=permutation is not None,
-        ROTATES_TWICE=second is not None, QUANTIZES=spec is not None, BITS=spec.bits if spec else 8,
-        SYMMETRIC=spec.symmetric if spec else False, GROUP=group, WIDEN=widen, BM=block_m, BK=width, num_warps=8,
+        rotate_quantize_kernel, (triton.cdiv(rows, config.block_m),),
+        x, x if rotations.smooth is None else rotations.smooth, rotations.first,
+        x if rotations.targets is None else rotations.targets, rotations.second if twice else x,
+        x.new_empty(x.shape) if twice else y, y,
+        *((out.codes, out.scales, out.zeros, out.row_sums) if out else (y, y, y, y)),
+        rows, inputs, out.codes.shape[1] if out else inputs, out.row_sums.shape[1] if out else 1, spec.clip,
+        x.stride(0),
+        B=size, HAS_SMOOTH=rotations.smooth is not None, PERMUTES=rotations.targets is not None, ROTATES_TWICE=twice,
+        QUANTIZES=out is not None, BITS=spec.bits, SYMMETRIC=spec.symmetric, GROUP=group, WIDEN=_widened(x),
+        BM=config.block_m, CHUNK=config.block_n, **config.options,
     )  # fmt: skip
-    return y if spec is None else out
+    return y
+
+
+def _rotate_permute(x: Float[torch.Tensor, "rows in"], rotations: Rotations) -> Float[torch.Tensor, "rows in"]:
+    """Smoothed, rotated once, and permuted."""
+    _refuse_beyond_int32(*x.shape)
+    x = _by_rows(x)
+    (rows, inputs), size = x.shape, rotations.first.shape[0]
+    y = x.new_empty(x.shape)
+    start(
+        rotate_permute_kernel, (triton.cdiv(rows, 16), inputs // size),
+        x, x if rotations.smooth is None else rotations.smooth, rotations.first, rotations.targets, y,
+        rows, inputs, x.stride(0),
+        B=size, HAS_SMOOTH=rotations.smooth is not None, WIDEN=_widened(x), BM=16, num_warps=4,
+    )  # fmt: skip
+    return y
+
+
+def _rest(rotations: Rotations) -> Rotations:
+    """What is left of two rotations after the permutation."""
+    assert rotations.second is not None
+    return Rotations(None, rotations.second, None, None)
+
+
+def _widened(x: torch.Tensor) -> bool:
+    """Under the interpreter, which multiplies the bits of bfloat16."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
 def _by_rows(x: Float[torch.Tensor, "rows in"]) -> Float[torch.Tensor, "rows in"]:

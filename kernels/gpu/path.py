@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
 
@@ -10,7 +14,7 @@ from harness.errors import Unsupported
 from harness.kernels.configs import GEMV_ROWS, Config, Kernel, choose
 from harness.kernels.gpu import launch
 from harness.kernels.pack import TILE_IN, PackedLinear
-from harness.kernels.paths import Product, Products, Rows
+from harness.kernels.paths import Path, Product, Products, Rows
 from harness.quantizer import simulate_tokens
 from harness.transform import InputTransform
 
@@ -54,14 +58,16 @@ class GpuKernels:
     def path(self, layer: PackedLinear) -> GpuPath:
         return GpuPath(layer, self.hardware)
 
-    def transform(self, x: Rows, layer: PackedLinear) -> Rows:
+    def preparing(self, path: Path) -> Callable[[Rows], Any]:
         """Smoothing alone is one division, which torch does."""
-        assert layer.transform is not None
-        return transformed(x, layer.transform, layer) if layer.transform.steps else layer.transform.apply(x)
+        transform = path.layer.transform
+        if transform is None:
+            return path.given
+        return Rotating(path, transform, self.hardware) if transform.steps else lambda x: path.given(transform.apply(x))
 
 
 @dataclass(frozen=True)
-class GpuPath:
+class GpuPath(Path):
     """A layer, ready to run. Raises Unsupported on construction where there is no kernel for it.
 
     An integer product quantizes its input as it comes, in float32 too. A weight-only product is one of half precision:
@@ -95,34 +101,66 @@ class GpuPath:
     def operator(self, rows: int) -> str:
         kernel, config = self.config(rows)
         split = f", inputs in {config.split_k}" if config.split_k > 1 else ""
-        quantized = "act_quant + " if self.layer.integers else ""
+        quantized = f"{self._quantizing} + " if self.layer.integers else ""
         # Scales along the inputs: weights are dequantized, and activations take only the values of their codes.
         simulated = ", activations simulated" if self.layer.activation and not self.layer.integers else ""
         return f"{quantized}{kernel} {config.block_m}×{config.block_n}{split}{simulated}"
+
+    @property
+    def _quantizing(self) -> str:
+        """What makes codes of a row, behind the first half of a transform in two kernels."""
+        rotates = self.layer.transform is not None and bool(self.layer.transform.steps)
+        return "rotate_quantize" if rotates else "act_quant"
 
     def product(self, rows: int, dtype: torch.dtype) -> Product:
         if self.layer.integers:
             return Product("wna8", torch.int8)
         return Product("wna16_gemv" if rows <= GEMV_ROWS else "wna16", _half(dtype))
 
-    def __call__(self, x: Rows) -> Products:
-        """``x``: transformed already; the product has its type."""
-        _, config = self.config(len(x))
+    @property
+    def reads(self) -> Hashable:
+        layer = self.layer
+        return layer.activation, layer.integers, layer.group_size if layer.integers else None
+
+    def given(self, x: Rows) -> launch.QuantizedRows | Rows:
         layer, activation = self.layer, self.layer.activation
-        if activation is not None and layer.integers:
-            return launch.integer(launch.quantize_rows(x, activation, layer), layer, config, x.dtype)
-        values = x if activation is None else simulate_tokens(x, activation)
-        return launch.weight_only(values.to(_half(x.dtype)), layer, config).to(x.dtype)
+        if activation is None:
+            return x
+        return launch.quantize_rows(x, activation, layer) if layer.integers else simulate_tokens(x, activation)
+
+    def multiply(self, given: launch.QuantizedRows | Rows, dtype: torch.dtype) -> Products:
+        if isinstance(given, launch.QuantizedRows):
+            _, config = self.config(len(given.scales))
+            return launch.integer(given, self.layer, config, dtype)
+        _, config = self.config(len(given))
+        return launch.weight_only(given.to(_half(dtype)), self.layer, config).to(dtype)
 
 
-def transformed(x: Rows, transform: InputTransform, layer: PackedLinear) -> Rows:
-    """``x`` after an online transform, by the kernels: one for short rows, two for long ones.
+class Rotating:
+    """What a product is given of an input that is rotated first: by the kernels, in half precision as a weight-only
+    product is. In one kernel where rows are short, codes included, in two where they are long."""
 
-    In half precision, as a weight-only product is; the result has the type of ``x``.
-    """
-    y = launch.rotate_quantize(x.to(_half(x.dtype)), transform, None, layer, fused=layer.padded_in <= _FUSED_INPUTS)
-    assert isinstance(y, torch.Tensor)
-    return y.to(x.dtype)
+    def __init__(self, path: Path, transform: InputTransform, hardware: Hardware) -> None:
+        self.path, self.hardware = path, hardware
+        self.fused = path.layer.padded_in <= _FUSED_INPUTS
+        self._rotations = functools.cache(partial(launch.Rotations.of, transform))
+
+    def config(self, rows: int) -> Config:
+        inputs, hardware = self.path.layer.in_features, self.hardware
+        return choose("rotate", hardware.target, rows, inputs, inputs, hardware.processors, hardware.gpu)
+
+    def rotated(self, x: Rows) -> Rows:
+        """In the half precision."""
+        half = x.to(_half(x.dtype))
+        return launch.rotate(half, self._rotations(half.dtype), self.config(len(x)), fused=self.fused)
+
+    def __call__(self, x: Rows) -> launch.QuantizedRows | Rows:
+        layer = self.path.layer
+        if layer.activation is None or not layer.integers:
+            return cast(Rows, self.path.given(self.rotated(x).to(x.dtype)))
+        half = x.to(_half(x.dtype))
+        rotations, config = self._rotations(half.dtype), self.config(len(x))
+        return launch.rotate_quantize(half, rotations, layer.activation, layer, config, fused=self.fused)
 
 
 def _half(dtype: torch.dtype) -> torch.dtype:

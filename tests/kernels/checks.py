@@ -62,8 +62,8 @@ def integer(launch: ModuleType, count: int, config: Config, spec: ActivationSpec
 
 
 def rotation(
-    launch: ModuleType, count: int, blocks: int, size: int, spec: ActivationSpec | None, *, fused: bool, steps: int,
-    smooth: bool, seed: int = 0,
+    launch: ModuleType, count: int, blocks: int, size: int, spec: ActivationSpec | None, config: Config,
+    *, fused: bool, steps: int, smooth: bool, seed: int = 0,
 ) -> None:  # fmt: skip
     """The online transform in float16, then the codes, which may differ by one where rounding did."""
     generator = torch.Generator().manual_seed(seed)
@@ -78,10 +78,14 @@ def rotation(
     x = torch.randn(count, inputs, generator=generator).half()
     packed = pack(random_layer(64, inputs, activation=spec, transform=transform))
     exact = transform.apply(x.double().float())
-    result = launch.rotate_quantize(x, transform, spec, packed, fused=fused)
+    rotations = launch.Rotations.of(transform, torch.float16)
+    turned = launch.rotate(x, rotations, config, fused=fused)
     if spec is None:
-        assert ((result.float() - exact).abs() <= 2e-3 * exact.abs().amax(1, keepdim=True)).all()
+        assert ((turned.float() - exact).abs() <= 2e-3 * exact.abs().amax(1, keepdim=True)).all()
         return
+    result = launch.rotate_quantize(x, rotations, spec, packed, config, fused=fused)
+    alone = launch.quantize_rows(turned, spec, packed)
+    assert torch.equal(result.codes, alone.codes) and torch.equal(result.scales, alone.scales)
     codes, scale, zero = encode_tokens(exact, spec)
     half = 2 ** (spec.bits - 1)
     # From the zero point on: where that rounds the other way, all codes move with it.

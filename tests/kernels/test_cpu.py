@@ -10,7 +10,7 @@ from layers import random_layer
 from harness.errors import BadOutput, Unsupported
 from harness.kernels import cpu
 from harness.kernels.cpu import DequantizedWeights, Int4Weights, IntegerProduct, cpu_path
-from harness.kernels.execute import KernelLinear
+from harness.kernels.execute import kernel_modules
 from harness.kernels.pack import pack
 from harness.kernels.paths import Product
 from harness.kernels.precision import check_precision
@@ -96,7 +96,7 @@ def test_what_ran_is_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
         "b": random_layer(64, 128, activation=ActivationSpec(8)),
         "c": random_layer(64, 128, bits=2),
     }
-    modules = {name: KernelLinear(cpu_path(pack(layer)), None) for name, layer in layers.items()}
+    modules = kernel_modules({name: pack(layer) for name, layer in layers.items()}, torch.device("cpu"))
     assert sum(check_precision(modules, [1, 64], torch.float32).values()) == 6
     declared = Product("aten::_weight_int4pack_mm_for_cpu", torch.uint8)
     monkeypatch.setattr(IntegerProduct, "product", lambda self, rows, dtype: declared)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from layers import random_layer
 
 from harness.errors import Unsupported
-from harness.kernels.configs import TARGETS, Config
+from harness.kernels.configs import TARGETS, Config, shipped
 from harness.kernels.gpu import launch
 from harness.kernels.gpu.path import GpuPath, Hardware
 from harness.kernels.pack import pack
@@ -75,12 +75,20 @@ def test_integer_product_is_exact(kind, count: int, config: Config, spec: Activa
     st.integers(1, 6),
     st.sampled_from([16, 64]),
     st.sampled_from([*SPECS, None]),
+    st.sampled_from([*shipped("rotate", "sm_80"), Config(4, 256)]),
     st.booleans(),
     st.integers(1, 3),
     st.booleans(),
 )
-def test_rotation(count: int, blocks: int, size: int, spec, fused: bool, steps: int, smooth: bool) -> None:
-    rotation(launch, count, blocks, size, spec, fused=fused, steps=steps, smooth=smooth)
+def test_rotation(
+    count: int, blocks: int, size: int, spec, config: Config, fused: bool, steps: int, smooth: bool
+) -> None:
+    rotation(launch, count, blocks, size, spec, config, fused=fused, steps=steps, smooth=smooth)
+
+
+@pytest.mark.parametrize("group", [None, 128])
+def test_rows_of_several_chunks_are_quantized(group: int | None) -> None:
+    integer(launch, 3, Config(16, 64), ActivationSpec(8, clip=0.9), out=5, inputs=2 * 2048 + 128, group=group)
 
 
 def test_what_no_kernel_does_is_refused() -> None:
@@ -99,7 +107,7 @@ def test_what_no_kernel_does_is_refused() -> None:
         launch.integer(launch.quantize_rows(x, spec, narrow), narrow, config, torch.float32)
     backwards = InputTransform(steps=(Permutation(torch.arange(128)), BlockRotation(block_hadamard(64))))
     with pytest.raises(Unsupported, match="Permutation, BlockRotation"):
-        launch.rotate_quantize(x.half(), backwards, spec, narrow, fused=True)
+        launch.Rotations.of(backwards, torch.float16)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +130,7 @@ def test_tuning_begins_with_what_is_shipped(gpu_verify, tokens: int) -> None:
 
 
 def test_what_checks_a_gpu_finds_no_fault_here(gpu_verify) -> None:
-    assert list(gpu_verify.wrong("cpu", sizes=[(70, 192)], dtypes=[torch.float16], tokens=5)) == []
+    assert list(gpu_verify.wrong("cpu", [(70, 192)], [torch.float16], rows=[3, 17], tokens=5)) == []
 
 
 def test_what_checks_a_gpu_finds_faults(gpu_verify, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +141,10 @@ def test_what_checks_a_gpu_finds_faults(gpu_verify, monkeypatch: pytest.MonkeyPa
 
         return run
 
-    for name in ("weight_only", "integer", "rotate_quantize"):
+    for name in ("weight_only", "integer", "rotate"):
         monkeypatch.setattr(launch, name, off(getattr(launch, name)))
-    words = {fault.split()[0] for fault in gpu_verify.wrong("cpu", sizes=[(70, 192)], dtypes=[torch.float16], tokens=5)}
+    faults = gpu_verify.wrong("cpu", [(70, 192)], [torch.float16], rows=[3], tokens=5)
+    words = {fault.split()[0] for fault in faults}
     assert words == {"weight-only", "integer", "rotation", "model"}
 
 

@@ -100,14 +100,14 @@ def test_what_runs_is_what_is_declared(case: tuple[str, str], tiny_model: Loaded
     assert check_precision(modules, [1, 5], SINGLE) == dict.fromkeys(LABELS[case], 28 // len(LABELS[case]))
 
 
-def test_an_input_is_transformed_once_for_all_that_share_it(tiny_model: LoadedModel, tmp_path: Path) -> None:
+def test_an_input_is_prepared_once_for_all_that_share_it(tiny_model: LoadedModel, tmp_path: Path) -> None:
     kernels = executions(tiny_model, quantized_by(DUQUANT, "W4A4", tiny_model, tmp_path), HALF).kernels
     put_in_place(tiny_model.module, kernels)
     started: Counter[str] = Counter()
     with watching.watched_by(lambda kernel, _: started.update([kernel])):
         tiny_model.module(IDS[:, :2], use_cache=False)
     # In each of two blocks seven linears, of which three share an input, and two another.
-    assert started == {"rotate_quantize": 8, "act_quant": 14, "wna8": 14}
+    assert started == {"rotate_quantize": 8, "wna8": 14}
 
 
 def test_nothing_is_left_on_the_cpu(tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_transforms_are_shared_as_they_were() -> None:
 def test_smoothing_alone_is_a_division() -> None:
     x = torch.randn(3, 128)
     layer = pack(random_layer(64, 128, transform=InputTransform(torch.rand(128) + 0.5)))
-    assert torch.equal(A100.transform(x, layer), layer.transform.apply(x))
+    assert torch.equal(A100.preparing(A100.path(layer))(x), layer.transform.apply(x))
 
 
 @pytest.mark.parametrize("dtype", [HALF, torch.bfloat16, SINGLE])

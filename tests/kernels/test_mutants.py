@@ -29,8 +29,8 @@ def integers(spec: ActivationSpec = A4, **kind) -> Check:
     return lambda launch: integer(launch, 3, SMALL, spec, **{"out": 130, "inputs": 256, **kind})
 
 
-def turning(*, fused: bool, **kind) -> Check:
-    shape = {"count": 3, "blocks": 3, "size": 32, "spec": A8, "steps": 3, "smooth": True, **kind}
+def turning(*, fused: bool) -> Check:
+    shape = {"count": 3, "blocks": 12, "size": 32, "spec": A8, "config": Config(4, 256), "steps": 3, "smooth": True}
     return lambda launch: rotation(launch, fused=fused, **shape)
 
 
@@ -39,7 +39,9 @@ MUTANTS = {
     "order of nibbles, integers": ("codes", "8 - BITS * (STRIP + 1)", "BITS * STRIP", integers()),
     "sign of a code": ("codes", "^ (1 << (BITS - 1))", "^ 0", product(symmetric=True)),
     "rounding of halves": ("codes", "return (x + 12582912.0) - 12582912.0", "return tl.floor(x + 0.5)", integers()),
-    "clipped range": ("codes", "tl.max(x, axis=1) * clip", "tl.max(x, axis=1)", integers()),
+    "clipped range": ("act_quant", "tl.max(highs, axis=1) * clip", "tl.max(highs, axis=1)", integers()),
+    "range of one chunk": ("act_quant", "tl.maximum(highs, values)", "values", integers(inputs=2048 + 256)),
+    "sum of one chunk": ("act_quant", "total += tl.sum", "total = tl.sum", integers(inputs=2048 + 256)),
     "address of a tile": ("codes", "tile * (tiles_in * 64", "tile * (64", product()),
     "index of a group": ("wna16", "tl.minimum(k_start, last) // GROUP", "tl.minimum(k_start, last) // (2 * GROUP)",
                          product(group=64)),
@@ -64,10 +66,10 @@ MUTANTS = {
     "row sums of a group": ("act_quant", "* groups + g[None, :]", "* groups + 0 * g[None, :]", integers(group=64)),
     "rotation transposed": ("rotate", "matrix + i[:, None] * B + i[None, :]", "matrix + i[None, :] * B + i[:, None]",
                             turning(fused=True)),
-    "permutation backwards": ("launch", "permutation.targets if permutation",
-                              "permutation.indices if permutation", turning(fused=True)),
-    "permutation backwards, stores": ("launch", "permutation.targets, middle",
-                                      "permutation.indices, middle", turning(fused=False)),
+    "permutation backwards": ("launch", "permutation.targets.to", "permutation.indices.to", turning(fused=True)),
+    "permutation backwards, in two": ("launch", "permutation.targets.to", "permutation.indices.to",
+                                      turning(fused=False)),
+    "one rotation twice": ("rotate", "square(second, B)", "square(first, B)", turning(fused=True)),
     "smoothing": ("rotate", "if HAS_SMOOTH:", "if not HAS_SMOOTH:", turning(fused=True)),
 }  # fmt: skip
 
