@@ -101,9 +101,9 @@ def kernel_modules(
 
 
 def _input_of(name: str, path: Path) -> Hashable:
-    """Alike for paths that share what is prepared of an input: those that share an online transform, and read alike."""
+    """Alike for paths that share what is prepared of an input: of one kind and one online transform, reading alike."""
     transform = path.layer.transform
-    return name if transform is None else (id(transform), path.reads)
+    return name if transform is None else (id(transform), type(path), path.reads)
 
 
 def put_in_place(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:

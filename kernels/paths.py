@@ -23,8 +23,8 @@ class Product(NamedTuple):
 
 
 class Path(ABC):
-    """A layer, ready to run on rows of any floating type. Its product is done in two steps, so that paths which read
-    alike share the first."""
+    """A layer, ready to run on rows of any floating type. Its product is done in two steps, so that paths of one kind
+    which read alike share the first."""
 
     layer: PackedLinear
 

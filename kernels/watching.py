@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
 Watcher = Callable[[str, tuple[torch.dtype, ...]], None]
 """Told a kernel's name, and the types of the tensors that it is given, in order."""
-_watchers: list[Watcher] = []
+_WATCHERS: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
 
 
 def start(kernel: Any, grid: tuple[int, ...], *operands: Any, **constants: Any) -> None:
@@ -21,18 +22,18 @@ def start(kernel: Any, grid: tuple[int, ...], *operands: Any, **constants: Any) 
 
 def tell(name: str, *operands: Any) -> None:
     """That a kernel of this name is about to run on ``operands``, the tensors among which are told by their types."""
-    for watcher in _watchers:
+    for watcher in _WATCHERS.get():
         watcher(name, tuple(value.dtype for value in operands if isinstance(value, torch.Tensor)))
 
 
 @contextmanager
 def watched_by(watcher: Watcher) -> Iterator[None]:
     """Within, ``watcher`` is told of every kernel before it runs."""
-    _watchers.append(watcher)
+    token = _WATCHERS.set((*_WATCHERS.get(), watcher))
     try:
         yield
     finally:
-        _watchers.remove(watcher)
+        _WATCHERS.reset(token)
 
 
 def _name(kernel: Any) -> str:

@@ -5,25 +5,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from layers import random_layer
 
 from harness.cells import Cell
 from harness.driver import quantize_model
 from harness.errors import Problems, Unsupported
 from harness.events import Events
+from harness.kernels.cpu import CpuKernels
 from harness.kernels.difference import Executions, measure_difference
 from harness.kernels.execute import kernel_modules, packed_layers, put_in_place
 from harness.kernels.gpu.path import GpuKernels, Hardware
+from harness.kernels.pack import pack
 from harness.kernels.packfile import load_packed
 from harness.methods.rtn import RTN
 from harness.placement import IN_MEMORY
 from harness.plan import ModelFacts, complete, draft
 from harness.progress import silent
 from harness.quantized import QuantizedModel
+from harness.quantizer import ActivationSpec
 from harness.registry import describe_methods
 from harness.request import Request
 from harness.runfolder import RunFolder
 from harness.settings import Setting
 from harness.tasks.measurement import read_result
+from harness.transform import BlockRotation, InputTransform, block_hadamard
 from harness.worker import Job, Timings, how_it_ended
 
 
@@ -49,6 +54,24 @@ def test_kernels_stay_close_to_the_simulation(setting: str, tiny_model, tmp_path
     expected = 100 * (values["perplexity_of_kernels"] / values["perplexity_of_simulation"] - 1)
     assert values["perplexity_difference_percent"] == pytest.approx(expected)
     assert all(tiny_model.module.get_submodule(name) is module for name, module in both.simulation.items())
+
+
+@pytest.mark.parametrize("kernels", [CpuKernels(), GpuKernels(Hardware("sm_80", 4))], ids=["of a CPU", "of a GPU"])
+def test_an_input_is_shared_by_layers_of_one_kind_only(kernels) -> None:
+    """Behind one transform: integers, clipped in two ways, weights along the inputs, and activations as they are."""
+    transform = InputTransform(torch.rand(128) + 0.5, (BlockRotation(block_hadamard(64)),))
+    kinds = {
+        "a": {"activation": ActivationSpec(8)}, "b": {"activation": ActivationSpec(8), "seed": 1},
+        "c": {"activation": ActivationSpec(8, clip=0.5)}, "d": {"activation": ActivationSpec(8), "axis": "ic"},
+        "e": {"group": 64}, "f": {"axis": "ic"},
+    }  # fmt: skip
+    layers = {name: pack(random_layer(64, 128, transform=transform, **kind)) for name, kind in kinds.items()}
+    alone = {name: kernel_modules({name: layer}, torch.device("cpu"), kernels)[name] for name, layer in layers.items()}
+    for order in (list(layers), list(reversed(layers))):
+        together = kernel_modules({name: layers[name] for name in order}, torch.device("cpu"), kernels)
+        assert together["a"].shared is together["b"].shared is not together["c"].shared
+        x = torch.randn(2, 3, 128)
+        assert all(torch.equal(together[name](x), alone[name](x)) for name in order)
 
 
 def test_a_wrong_kernel_shows(tiny_model, tmp_path: Path) -> None:
