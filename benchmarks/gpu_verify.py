@@ -11,11 +11,12 @@ them, as it would by itself. Times are printed only if all numerics held.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from harness.kernels.configs import Config, Kernel, key, shipped, tuned_file, wr
 from harness.kernels.difference import Executions, measure_difference
 from harness.kernels.execute import kernel_modules, packed_layers
 from harness.kernels.gpu import launch
-from harness.kernels.gpu.path import GpuKernels, GpuPath, Hardware
+from harness.kernels.gpu.path import GpuKernels, GpuPath, Hardware, Rotating
 from harness.kernels.machines import Gpu, transform_of
 from harness.kernels.pack import PackedLinear, pack
 from harness.kernels.precision import check_precision
@@ -71,6 +72,10 @@ CANDIDATES: dict[Kernel, list[Config]] = {
     "wna8": [
         Config(m, n, 1, w, stages)
         for m, (n, w), stages in itertools.product((16, 64, 128), ((32, 2), (64, 4), (128, 4), (128, 8)), (3, 4))
+    ],
+    "rotate": [
+        Config(m, n, 1, w, stages)
+        for (m, n), w, stages in itertools.product(((1, 2048), (1, 4096), (4, 512), (16, 128)), (4, 8), (1, 2))
     ],
 }
 CANDIDATES["wna16_narrow"] = CANDIDATES["wna16"]
@@ -201,30 +206,35 @@ def runs(kernel: Kernel, layer: PackedLinear, x: torch.Tensor, config: Config) -
     return lambda: launch.weight_only(x, layer, config)
 
 
-def candidates(path: GpuPath, tokens: int) -> Iterator[Config]:
+def candidates(kernel: Kernel, shipped: Config, tokens: int) -> Iterator[Config]:
     """As shipped, and then those whose block is no larger than the tokens need; few tokens are all in one block."""
-    kernel, shipped = path.config(tokens)
     yield shipped
     enough = min((c.block_m for c in CANDIDATES[kernel] if c.block_m >= tokens), default=tokens)
     least = enough if kernel == "wna16_gemv" else 1
     yield from (c for c in CANDIDATES[kernel] if c != shipped and least <= c.block_m <= enough)
 
 
-def fastest(path: GpuPath, x: torch.Tensor, timer: Timer, deadline: float) -> Config | None:
-    """The fastest configuration that launches and answers as the shipped one; None when there was time for none."""
+def fastest(
+    works: Callable[[Config], Callable[[], torch.Tensor]], tried: Iterable[Config], timer: Timer, deadline: float
+) -> Config | None:
+    """The fastest configuration that launches and answers as the first, the shipped one; None where there was time for
+    none."""
     best: tuple[float, Config] | None = None
-    kernel, shipped = path.config(len(x))
-    expected = runs(kernel, path.layer, x, shipped)().float()
-    for config in candidates(path, len(x)):
+    expected: torch.Tensor | None = None
+    for config in tried:
         if time.monotonic() > deadline:
             break
         try:
-            work = runs(kernel, path.layer, x, config)
-            difference = (work().float() - expected).norm() / expected.norm()
+            work = works(config)
+            answer = work().float()
+            expected = answer if expected is None else expected
+            difference = (answer - expected).norm() / expected.norm()
             if not float(difference) < 1e-2:
                 print(f"  {config}: wrong, off by {float(difference):.2g}", file=sys.stderr)
                 continue
-        except Exception as error:  # noqa: BLE001  # more shared memory or registers than this GPU has
+        except Exception as error:  # more shared memory or registers than this GPU has
+            if expected is None:
+                raise  # what is shipped
             print(f"  {config}: {type(error).__name__}", file=sys.stderr)
             continue
         seconds = min(timer(work, flush=True) for _ in range(8))
@@ -235,17 +245,36 @@ def fastest(path: GpuPath, x: torch.Tensor, timer: Timer, deadline: float) -> Co
 def tune(shapes: Sequence[tuple[int, int]]) -> dict[str, Config]:
     """The fastest candidate for every kernel, shape and number of tokens that the time is enough for."""
     timer, deadline = CudaTimer(), time.monotonic() + SECONDS_OF_TUNING
+    hardware = Hardware.of(torch.device("cuda"))
     winners: dict[str, Config] = {}
+
+    def keep(
+        kernel: Kernel, shipped: Config, tokens: int, outputs: int, inputs: int,
+        works: Callable[[Config], Callable[[], torch.Tensor]],
+    ) -> None:  # fmt: skip
+        if config := fastest(works, candidates(kernel, shipped, tokens), timer, deadline):
+            winners[key(kernel, tokens, outputs, inputs)] = config
+        else:
+            print(f"{kernel} {outputs}×{inputs} {tokens}: no time left to tune, as shipped", file=sys.stderr)
+
     for tokens, (outputs, inputs) in itertools.product(TOKENS, shapes):
         x = torch.randn(tokens, inputs, device="cuda", dtype=torch.float16)
         for setting in SETTINGS:
-            path = GpuPath(pack(random_layer(outputs, inputs, setting)).to("cuda"), Hardware.of(torch.device("cuda")))
-            kernel, _ = path.config(tokens)
-            if config := fastest(path, x, timer, deadline):
-                winners[key(kernel, tokens, outputs, inputs)] = config
-            else:
-                print(f"{kernel} {outputs}×{inputs} {tokens}: no time left to tune, as shipped", file=sys.stderr)
+            path = GpuPath(pack(random_layer(outputs, inputs, setting)).to("cuda"), hardware)
+            kernel, shipped = path.config(tokens)
+            keep(kernel, shipped, tokens, outputs, inputs, functools.partial(runs, kernel, path.layer, x))
+    for tokens, inputs in itertools.product(TOKENS, sorted({inputs for _, inputs in shapes})):
+        x = torch.randn(tokens, inputs, device="cuda", dtype=torch.float16)
+        linear = random_layer(64, inputs, SETTINGS[-1])
+        rotating = Rotating(GpuPath(pack(linear).to("cuda"), hardware), transform_of(linear).to("cuda"), hardware)
+        keep("rotate", rotating.config(tokens), tokens, inputs, inputs, functools.partial(_rotates, rotating, x))
     return winners
+
+
+def _rotates(rotating: Rotating, x: torch.Tensor, config: Config) -> Callable[[], torch.Tensor]:
+    """In one kernel: in two, the second one alone has a configuration, that of the same rotation."""
+    rotations = launch.Rotations.of(rotating.transform, x.dtype)
+    return lambda: launch.rotate(x, rotations, config, fused=True)
 
 
 def main() -> int:

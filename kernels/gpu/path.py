@@ -141,7 +141,7 @@ class Rotating:
     product is. In one kernel where rows are short, codes included, in two where they are long."""
 
     def __init__(self, path: Path, transform: InputTransform, hardware: Hardware) -> None:
-        self.path, self.hardware = path, hardware
+        self.path, self.transform, self.hardware = path, transform, hardware
         self.fused = path.layer.padded_in <= _FUSED_INPUTS
         self._rotations = functools.cache(partial(launch.Rotations.of, transform))
 

@@ -1,6 +1,7 @@
 """The Triton kernels under Triton's interpreter: source semantics, on CPU tensors. No GPU is involved."""
 
 import importlib.util
+import time
 from pathlib import Path
 
 import pytest
@@ -123,10 +124,34 @@ def gpu_verify():
 @pytest.mark.parametrize("tokens", [1, 3, 17, 500])
 def test_tuning_begins_with_what_is_shipped(gpu_verify, tokens: int) -> None:
     path = GpuPath(pack(random_layer(64, 128)), Hardware("sm_80", 4))
-    found = list(gpu_verify.candidates(path, tokens))
-    assert found[0] == path.config(tokens)[1] and len(set(found)) == len(found) > 1
+    kernel, shipped = path.config(tokens)
+    found = list(gpu_verify.candidates(kernel, shipped, tokens))
+    assert found[0] == shipped and len(set(found)) == len(found) > 1
     if tokens <= 4:  # in one block
         assert all(tokens <= config.block_m <= 4 for config in found)
+
+
+def test_tuning_takes_the_fastest_that_answers_right(gpu_verify, capsys) -> None:
+    """Of four: the shipped one, a faster one, a wrong one that is faster still, and one that does not launch."""
+    shipped, better, wrong, broken = (Config(16, n) for n in (32, 64, 128, 256))
+    seconds = {shipped: 3.0, better: 2.0, wrong: 1.0}
+    timed = []
+
+    def works(config: Config):
+        timed.append(config)
+        if config == broken:
+            raise RuntimeError("out of shared memory")
+        return lambda: torch.ones(8) * (2 if config == wrong else 1)
+
+    def timer(work, *, flush: bool) -> float:
+        return seconds[timed[-1]]
+
+    tried = [shipped, better, wrong, broken]
+    assert gpu_verify.fastest(works, tried, timer, time.monotonic() + 60) == better
+    assert "off by 1" in (said := capsys.readouterr().err) and "RuntimeError" in said
+    assert gpu_verify.fastest(works, tried, timer, time.monotonic() - 1) is None
+    with pytest.raises(RuntimeError):
+        gpu_verify.fastest(works, [broken, shipped], timer, time.monotonic() + 60)
 
 
 def test_what_checks_a_gpu_finds_no_fault_here(gpu_verify) -> None:
