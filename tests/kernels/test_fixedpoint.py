@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from layers import random_layer
 
 from harness.errors import Unsupported
-from harness.kernels import cpu, fixedpoint, native
+from harness.kernels import cpu, fixedpoint, native, paths
 from harness.kernels.cpu import FixedPointWeights, cpu_path
-from harness.kernels.execute import KernelLinear
+from harness.kernels.execute import KernelLinear, SharedInput
 from harness.kernels.pack import pack
 from harness.kernels.precision import check_precision
 from harness.linear import QuantizedLinear
@@ -196,13 +196,15 @@ def test_a_buffer_that_does_not_fit_is_refused() -> None:
             refused(x, wrong, 20)
 
 
+def alone(path: paths.Path) -> KernelLinear:
+    return KernelLinear(path, SharedInput(path.given, 1))
+
+
 @pytest.mark.usefixtures("runs")
 def test_the_path_names_what_runs() -> None:
     path = FixedPointWeights.of(pack(random_layer(64, 128, group=64)))
     assert path.operator(1) == path.operator(64) == "w4a16_fixed_point"
-    assert check_precision({"a": KernelLinear(path, None)}, [1, 64], torch.float32) == {
-        "w4a16_fixed_point; given float32": 2
-    }
+    assert check_precision({"a": alone(path)}, [1, 64], torch.float32) == {"w4a16_fixed_point; given float32": 2}
 
 
 @pytest.mark.usefixtures("runs")
@@ -219,7 +221,7 @@ def test_chosen_for_all_tokens_or_for_few(monkeypatch: pytest.MonkeyPatch) -> No
     for rows in (most, most + 1):
         right = exact[:rows].double() @ linear.weight().double().T
         assert (path(exact[:rows]) - right).norm() / right.norm() < 8e-3
-    assert len(check_precision({"a": KernelLinear(path, None)}, [1, most + 1], torch.float32)) == 2
+    assert len(check_precision({"a": alone(path)}, [1, most + 1], torch.float32)) == 2
 
 
 @pytest.mark.usefixtures("forgotten")
@@ -234,9 +236,7 @@ def test_where_it_is_missing_torchs_operator_runs_and_is_named(without: str, mon
         native.library()
     path = cpu_path(pack(random_layer(64, 128, group=64)))
     assert path.operator(1) == cpu.INT4_OPERATOR
-    assert check_precision({"a": KernelLinear(path, None)}, [1], torch.float32) == {
-        f"{cpu.INT4_OPERATOR}; given bfloat16": 1
-    }
+    assert check_precision({"a": alone(path)}, [1], torch.float32) == {f"{cpu.INT4_OPERATOR}; given bfloat16": 1}
 
 
 @pytest.mark.usefixtures("runs", "forgotten")
