@@ -151,16 +151,18 @@ class Rotating:
 
     def rotated(self, x: Rows) -> Rows:
         """In the half precision."""
-        half = x.to(_half(x.dtype))
-        return launch.rotate(half, self._rotations(half.dtype), self.config(len(x)), fused=self.fused)
+        return launch.rotate(*self._operands(x), fused=self.fused)
 
     def __call__(self, x: Rows) -> launch.QuantizedRows | Rows:
         layer = self.path.layer
         if layer.activation is None or not layer.integers:
             return cast(Rows, self.path.given(self.rotated(x).to(x.dtype)))
-        half = x.to(_half(x.dtype))
-        rotations, config = self._rotations(half.dtype), self.config(len(x))
+        half, rotations, config = self._operands(x)
         return launch.rotate_quantize(half, rotations, layer.activation, layer, config, fused=self.fused)
+
+    def _operands(self, x: Rows) -> tuple[Rows, launch.Rotations, Config]:
+        half = x.to(_half(x.dtype))
+        return half, self._rotations(half.dtype), self.config(len(x))
 
 
 def _half(dtype: torch.dtype) -> torch.dtype:
