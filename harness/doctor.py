@@ -60,7 +60,8 @@ def examine(data_root: Path | None, *, hub: bool) -> Iterator[Finding]:
         "triton", "good" if runs else "missing", f"{triton or 'not installed'}" + ("" if runs else ", no GPU for it")
     )
     reason = native.unavailable()
-    yield Finding("C kernel", "missing" if reason else "good", reason or "W4A16 on this processor")
+    found = reason or f"W4A16 and products of integers by {native.instructions()}"
+    yield Finding("C kernels", "missing" if reason else "good", found)
     yield from _data(data_root)
     if hub:
         yield _hub()

@@ -1,4 +1,4 @@
-"""Packed layers on a CPU, through our own kernel or torch's operators for 4- and 8-bit weights. Every path says which
+"""Packed layers on a CPU, through our own kernels or torch's operators for 4- and 8-bit weights. Every path says which
 operator runs.
 
 torch has several operators of this kind that fall back to scalar loops, 30 to 100 times slower than a float product,
@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 
 from harness.errors import Unsupported
-from harness.kernels import fixedpoint, native, tokens
+from harness.kernels import fixedpoint, integers, native
 from harness.kernels.pack import PackedLinear, unpack
 from harness.kernels.paths import Path, Product, Products, Rows
 from harness.provenance import cpu
-from harness.quantizer import simulate_tokens
+from harness.quantizer import encode_tokens, simulate_tokens
 
 # On processors that multiply bfloat16 in hardware, dequantizing beats a product with the codes beyond so many tokens.
 CODES_TOKENS_BESIDE_BF16_UNITS = 16
@@ -111,11 +112,44 @@ class Int4Weights(Path):
 
 
 @dataclass(frozen=True)
-class IntegerProduct(Path):
-    """W4A8, W4A4: unsigned 8-bit activation codes times signed 8-bit weight codes less their zero points, in int32.
+class IntegerWeights(Path):
+    """W4A8, W4A4, W8A8 by our own kernel: codes of both, zero points taken off within the exact sum of a group.
 
-    4-bit values are in bytes here: no CPU operator multiplies nibbles. The sum is exact up to its conversion to
-    float32; the activations' zero points are taken off afterwards.
+    The bits of the kernel on a GPU with a float32 result.
+    """
+
+    layer: PackedLinear
+    buffer: torch.Tensor
+
+    @classmethod
+    def of(cls, layer: PackedLinear) -> IntegerWeights:
+        return cls(layer, integers.buffer_of(layer))
+
+    def operator(self, rows: int) -> str:
+        return integers.OPERATOR
+
+    def product(self, rows: int, dtype: torch.dtype) -> Product:
+        return Product(integers.OPERATOR, torch.int8)
+
+    @property
+    def reads(self) -> Hashable:
+        return self.layer.activation, integers.group_of(self.layer)
+
+    def given(self, x: Rows) -> integers.Tokens:
+        assert self.layer.activation is not None
+        return integers.encode(x, self.layer.activation, integers.group_of(self.layer))
+
+    def multiply(self, given: integers.Tokens, dtype: torch.dtype) -> Products:
+        y = integers.product(given, self.buffer, self.layer.out_features)
+        return y if dtype == torch.float32 else y.to(dtype)
+
+
+@dataclass(frozen=True)
+class IntegerProduct(Path):
+    """The same without a C compiler, for whole channels: torch's product of unsigned and signed bytes.
+
+    4-bit values are in bytes here. The sum is exact up to its conversion to float32; the activations' zero points are
+    taken off afterwards.
     """
 
     layer: PackedLinear
@@ -123,7 +157,6 @@ class IntegerProduct(Path):
     scales: torch.Tensor
     weight_zeros: torch.Tensor
     scaled_sums: torch.Tensor
-    bias: torch.Tensor | None
 
     @classmethod
     def of(cls, layer: PackedLinear) -> IntegerProduct:
@@ -133,8 +166,7 @@ class IntegerProduct(Path):
         # The operator reads raw storage as [out, in]: a transposed view of a square weight would pass, and be wrong.
         prepacked = torch.ops.onednn.qlinear_prepack(codes, None)
         zeros = torch.zeros(len(scales), dtype=torch.int64)
-        bias = None if layer.bias is None else layer.bias.float().contiguous()
-        return cls(layer, prepacked, scales, zeros, codes.sum(1, dtype=torch.int64).float() * scales, bias)
+        return cls(layer, prepacked, scales, zeros, codes.sum(1, dtype=torch.int64).float() * scales)
 
     def operator(self, rows: int) -> str:
         return _INTEGER_OPERATOR
@@ -146,17 +178,14 @@ class IntegerProduct(Path):
     def reads(self) -> Hashable:
         return self.layer.activation
 
-    def given(self, x: Rows) -> tokens.Encoded:
+    def given(self, x: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         assert self.layer.activation is not None
-        return tokens.encode(x, self.layer.activation)
+        return encode_tokens(x, self.layer.activation)
 
-    def multiply(self, given: tokens.Encoded, dtype: torch.dtype) -> Products:
-        codes, scales, zeros = given
-        y: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, 0, self.weight, self.scales, self.weight_zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        y = tokens.finish(y, self.scaled_sums, self.bias, scales, zeros)
-        return y if dtype == torch.float32 else y.to(dtype)
+    def multiply(self, given: tuple[torch.Tensor, torch.Tensor, torch.Tensor], dtype: torch.dtype) -> Products:
+        codes, scale, zero = given
+        y = qlinear(codes, self.weight, self.scales, self.weight_zeros)
+        return _finished(y.addr_(zero[:, 0], self.scaled_sums, alpha=-1).mul_(scale), self.layer, dtype)
 
 
 @dataclass(frozen=True)
@@ -212,9 +241,16 @@ def cpu_path(layer: PackedLinear) -> Path:
         return few
     if layer.axis == "ic":  # scales along the inputs cannot leave an integer sum
         return DequantizedWeights.of(layer)
+    if native.unavailable() is None and layer.bits <= native.library().wna8_bits():
+        return IntegerWeights.of(layer)
+    return _by_torch(layer)
+
+
+def _by_torch(layer: PackedLinear) -> IntegerProduct:
     if not layer.whole_channels:
         raise Unsupported(
-            f"no CPU operator multiplies integers in groups of {layer.group_size}", fix="a setting without g, or a GPU"
+            f"no CPU operator multiplies integers in groups of {layer.group_size}",
+            fix="a C compiler and AVX2, a setting without g, or a GPU",
         )
     if layer.bits == 8 and not exact_with_bytes():
         raise Unsupported(
@@ -224,7 +260,7 @@ def cpu_path(layer: PackedLinear) -> Path:
     if layer.bits == 8 and layer.zeros is not None:
         raise Unsupported(
             "the integer operator has signed bytes, which codes of 8 bits less their zero points do not fit into",
-            fix="a symmetric setting (W8A8sym)",
+            fix="a C compiler, or a symmetric setting (W8A8sym)",
         )
     return IntegerProduct.of(layer)
 
@@ -249,22 +285,18 @@ def exact_with_bytes() -> bool:
     ends = torch.tensor([[127, -128], [-128, -128], [127, 127]], dtype=torch.int8).repeat_interleave(32, 1).contiguous()
     x = torch.full((2, 64), 255, dtype=torch.uint8)
     ones, zeros = torch.ones(3), torch.zeros(3, dtype=torch.int64)
-    y = torch.ops.onednn.qlinear_pointwise(
-        x,
-        1.0,
-        0,
-        torch.ops.onednn.qlinear_prepack(ends, None),
-        ones,
-        zeros,
-        None,
-        1.0,
-        0,
-        torch.float32,
-        "none",
-        [],
-        "",
-    )
+    y = qlinear(x, torch.ops.onednn.qlinear_prepack(ends, None), ones, zeros)
     return bool(torch.equal(y.long(), x.long() @ ends.long().T))
+
+
+def qlinear(
+    codes: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor
+) -> Float[torch.Tensor, "rows out"]:
+    """uint8 [rows, in] times a prepacked int8 weight, by its scales: float32."""
+    y: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, 0, weight, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return y
 
 
 def _finished(y: Products, layer: PackedLinear, dtype: torch.dtype) -> Products:

@@ -12,14 +12,16 @@ import torch
 from jaxtyping import Float
 
 from harness import provenance
-from harness.kernels import fixedpoint, tokens
+from harness.kernels import fixedpoint, integers
 from harness.kernels.cpu import (
     DequantizedWeights,
     FewTokens,
     FixedPointWeights,
     Int4Weights,
     IntegerProduct,
+    IntegerWeights,
     cpu_path,
+    qlinear,
 )
 from harness.kernels.pack import pack
 from harness.kernels.paths import Path
@@ -99,7 +101,7 @@ class Cpu:
             codes = torch.randint(0, 255, (_SIDE, _SIDE), dtype=torch.uint8)
             weight = torch.ops.onednn.qlinear_prepack(torch.randint(-8, 8, (_SIDE, _SIDE), dtype=torch.int8), None)
             scales, zeros = torch.ones(_SIDE), torch.zeros(_SIDE, dtype=torch.int64)
-            return _peak([lambda: _qlinear(codes, weight, scales, zeros)], _SIDE, self.timer)
+            return _peak([lambda: qlinear(codes, weight, scales, zeros)], _SIDE, self.timer)
         floats = [torch.randn(_SIDE, _SIDE, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
         return _peak([functools.partial(torch.mm, a, a) for a in floats], _SIDE, self.timer)
 
@@ -127,7 +129,7 @@ class CpuLayer:
             TRANSFORMING: lambda: self.transform.apply(given),
         }
         if activation is not None:
-            works[QUANTIZING] = lambda: tokens.encode(x, activation)
+            works[QUANTIZING] = lambda: path.given(x)
         return Ready(path.operator(len(x)), given, redraw, works)
 
 
@@ -135,10 +137,13 @@ def bare(path: Path, x: Float[torch.Tensor, "rows in"]) -> Work:
     """The operator alone, and for integers the quantization that it needs, without the harness around it."""
     if isinstance(path, FewTokens):
         return bare(path.for_rows(len(x)), x)
-    if isinstance(path, IntegerProduct):
-        activation = path.layer.activation
+    if isinstance(path, IntegerWeights):
+        activation, group = path.layer.activation, integers.group_of(path.layer)
+        codes, count = path.buffer, path.layer.out_features
         assert activation is not None
-        return lambda: _qlinear(tokens.encode(x, activation)[0], path.weight, path.scales, path.weight_zeros)
+        return lambda: integers.product(integers.encode(x, activation, group), codes, count)
+    if isinstance(path, IntegerProduct):
+        return lambda: qlinear(path.given(x)[0], path.weight, path.scales, path.weight_zeros)
     if isinstance(path, FixedPointWeights):
         buffer, outputs = path.buffer, path.layer.out_features
         return lambda: fixedpoint.product(x, buffer, outputs)
@@ -148,13 +153,6 @@ def bare(path: Path, x: Float[torch.Tensor, "rows in"]) -> Work:
     assert isinstance(path, DequantizedWeights)
     weight = path.weight
     return lambda: torch.mm(x.bfloat16(), weight.T)
-
-
-def _qlinear(codes: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
-    y: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-        codes, 1.0, 0, weight, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-    return y
 
 
 # --- GPU -------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Our own kernels in C, compiled once by this machine's compiler; nothing is compiled when this is imported.
 
-What was compiled lies in the cache folder under a name made of the sources, the command and the compiler's version.
+What was compiled lies in the cache folder under a name made of the sources, the command and the compiler's version;
+before it is kept, ``trial.py`` has tried it in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,9 +24,16 @@ from harness.paths import cache_dir
 from harness.provenance import cpu
 
 _NEEDS = ("avx2", "fma", "f16c")
-_WIDE = {"avx512f": "-mavx512f", "avx512bw": "-mavx512bw", "avx512_vnni": "-mavx512vnni"}
-_SOURCES = [Path(__file__).with_name(name) for name in ("lanes.h", "w4a16.c", "tokens.c")]
-_FLAGS = ("-O3", "-std=c11", "-mavx2", "-mfma", "-mf16c", "-shared", "-fPIC")
+# What more a processor may have, each beside what stands before it, and the compiler's words for it.
+_MORE = (
+    {"avx512f": "-mavx512f", "avx512bw": "-mavx512bw", "avx512_vnni": "-mavx512vnni"},
+    {"amx_tile": "-mamx-tile", "amx_int8": "-mamx-int8"},
+)
+_SOURCES = [Path(__file__).with_name(name) for name in ("lanes.h", "tiles.h", "w4a16.c", "tokens.c", "wna8.c")]
+_TRIAL = Path(__file__).with_name("trial.py")
+_FLAGS = (
+    "-O3", "-std=c11", "-D_DEFAULT_SOURCE", "-ffp-contract=off", "-mavx2", "-mfma", "-mf16c", "-shared", "-fPIC",
+)  # fmt: skip
 _COMPILE_SECONDS = 120
 
 
@@ -46,16 +55,32 @@ def library() -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CC") or "cc")
     if shutil.which(compiler[0]) is None:
         raise Unsupported(f"there is no C compiler {compiler[0]!r}", fix="install one, or name it in CC")
-    try:
-        return _loaded([*compiler, *_FLAGS, *wide_flags()])
-    except (OSError, subprocess.SubprocessError) as error:
-        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [type(error).__name__]
-        raise Unsupported(f"the C compiler or what it made fails: {lines[-1]}", fix="name another in CC") from error
+    wrong: Exception | None = None
+    for options in levels():
+        try:
+            return _loaded([*compiler, *_FLAGS, *options])
+        except (OSError, subprocess.SubprocessError) as error:
+            wrong = error
+    lines = (getattr(wrong, "stderr", None) or str(wrong)).strip().splitlines() or [type(wrong).__name__]
+    raise Unsupported(f"the C compiler or what it made fails: {lines[-1]}", fix="name another in CC") from wrong
 
 
-def wide_flags() -> tuple[str, ...]:
-    """What has the compiler use registers of 512 bits, where this processor can do with them what the kernel asks."""
-    return tuple(_WIDE.values()) if set(cpu()["flags"]) >= _WIDE.keys() else ()
+def instructions() -> str:
+    """What the kernels were compiled for."""
+    return bytes(library().wna8_instructions()).decode()
+
+
+def levels() -> list[tuple[str, ...]]:
+    """What may be said to the compiler: of all that the kernels could do with on this processor first, of least last.
+
+    An older compiler, or a system that keeps instructions to itself, may refuse some.
+    """
+    found: list[tuple[str, ...]] = [()]
+    for more in _MORE:
+        if not set(cpu()["flags"]) >= more.keys():
+            break
+        found.insert(0, (*found[0], *more.values()))
+    return found
 
 
 def _loaded(command: list[str]) -> ctypes.CDLL:
@@ -69,15 +94,22 @@ def _loaded(command: list[str]) -> ctypes.CDLL:
         with replacing(target) as temporary:
             files = [str(source) for source in _SOURCES if source.suffix == ".c"]
             words = [*command, *files, "-o", str(temporary), "-lm"]
-            subprocess.run(words, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=True)
+            for run in (words, [sys.executable, "-I", str(_TRIAL), str(temporary)]):
+                subprocess.run(run, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=True)
     found = ctypes.CDLL(str(target))
     pointer, count, flag, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
     found.w4a16.argtypes = [pointer, count, pointer, count, pointer, count, count, flag, count, count]
     found.w4a16.restype = flag
-    found.encode_tokens.argtypes = [pointer, count, flag, flag, number, flag, count, count, pointer, pointer, pointer]
+    found.encode_tokens.argtypes = [
+        pointer, count, flag, flag, number, flag, count, count, count, count, pointer, pointer, pointer, pointer,
+    ]  # fmt: skip
     found.encode_tokens.restype = None
-    found.finish_tokens.argtypes = [pointer, count, pointer, pointer, pointer, pointer, count, count]
-    found.finish_tokens.restype = None
+    found.wna8.argtypes = [
+        pointer, count, pointer, count, pointer, pointer, pointer, count, pointer, count, count, count, count,
+    ]  # fmt: skip
+    found.wna8.restype = found.wna8_bits.restype = flag
+    found.wna8_bits.argtypes = found.wna8_instructions.argtypes = []
+    found.wna8_instructions.restype = ctypes.c_char_p
     return found
 
 

@@ -1,10 +1,12 @@
-/* What stands before and behind an integer product: tokens to unsigned codes, and its sums to the values they stand
-   for. As harness/quantizer.py's encode_tokens does it, to the bit; each number is read twice and written once. */
+/* Tokens to codes, as harness/quantizer.py's encode_tokens makes them, to the bit; each number is read twice. */
 
 #include "lanes.h"
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
+
+enum { PAGE = 4096 }; /* bytes */
 
 static float value_at(const void *x, long at, int bfloat16) {
     union { uint32_t bits; float value; } one;
@@ -43,26 +45,45 @@ INLINE void range(const void *x, long at, long inputs, const int bfloat16, float
     if (rest != 0 || isnan(rest)) *low = *high = NAN;
 }
 
-INLINE void token(const void *x, long at, long inputs, const int bfloat16, float scale, float zero, float levels,
-                  uint8_t *codes) {
-    const Floats scales = INT(set1_ps)(scale);
-    const Ints zeros = INT(set1_epi32)((int)zero), most = INT(set1_epi32)((int)levels);
-    long i = 0;
-    for (; i + WIDTH <= inputs; i += WIDTH) {
-        Ints code = INT(cvtps_epi32)(INT(div_ps)(values_at(x, at + i, bfloat16), scales)); /* half to even */
-        code = INT(min_epi32)(INT(max_epi32)(INT(add_epi32)(code, zeros), BITS_OF(setzero)()), most);
-        int32_t each[WIDTH];
-        BITS_OF(storeu)((Ints *)each, code);
-        for (int lane = 0; lane < WIDTH; lane++) codes[i + lane] = (uint8_t)each[lane];
-    }
-    for (; i < inputs; i++) {
-        const float code = rintf(value_at(x, at + i, bfloat16) / scale) + zero;
-        codes[i] = (uint8_t)(code < 0 ? 0 : code > levels ? levels : code);
-    }
+/* values / scales, correctly rounded. `fast`: from the reciprocal, which rounds correctly once its result is within a
+   unit (Markstein), as one correction makes it; a second one does it. Scales of any size are divided by. */
+INLINE Floats divided(Floats values, Floats scales, Floats reciprocals, const int fast) {
+    if (!fast) return INT(div_ps)(values, scales);
+    Floats quotient = INT(mul_ps)(values, reciprocals);
+    for (int i = 0; i < 2; i++)
+        quotient = INT(fmadd_ps)(INT(fnmadd_ps)(quotient, scales, values), reciprocals, quotient);
+    return quotient;
 }
 
-INLINE void tokens(const void *x, long inputs, const int bfloat16, int bits, float clip, int symmetric, long first,
-                   long last, uint8_t *codes, float *scales, float *zeros) {
+/* Codes less 128 of the inputs from `first` to `last`, and their sum. */
+INLINE int32_t codes_of(const void *x, long at, long first, long last, const int bfloat16, float scale, float zero,
+                        float levels, const int fast, long ahead, int8_t *codes) {
+    const Floats scales = INT(set1_ps)(scale), reciprocals = INT(set1_ps)(1 / scale);
+    const Ints zeros = INT(set1_epi32)((int)zero - 128);
+    const Ints least = INT(set1_epi32)(-128), most = INT(set1_epi32)((int)levels - 128);
+    Ints sums = BITS_OF(setzero)();
+    long i = first;
+    for (; i + WIDTH <= last; i += WIDTH) {
+        _mm_prefetch((const char *)x + (at + i + ahead) * (bfloat16 ? 2 : 4), _MM_HINT_T0);
+        const Floats steps = divided(values_at(x, at + i, bfloat16), scales, reciprocals, fast);
+        Ints code = INT(add_epi32)(INT(cvtps_epi32)(steps), zeros); /* half to even */
+        code = INT(min_epi32)(INT(max_epi32)(code, least), most);
+        sums = INT(add_epi32)(sums, code);
+        TO_BYTES(codes + i, code);
+    }
+    int32_t each[WIDTH], sum = 0;
+    BITS_OF(storeu)((Ints *)each, sums);
+    for (int lane = 0; lane < WIDTH; lane++) sum += each[lane];
+    for (; i < last; i++) {
+        const float code = rintf(value_at(x, at + i, bfloat16) / scale) + zero;
+        codes[i] = (int8_t)((code < 0 ? 0 : code > levels ? levels : code) - 128);
+        sum += codes[i];
+    }
+    return sum;
+}
+
+INLINE void tokens(const void *x, long inputs, const int bfloat16, int bits, float clip, int symmetric, long group,
+                   long groups, long first, long last, int8_t *codes, float *scales, int32_t *zeros, int32_t *sums) {
     const float levels = (float)((1 << bits) - 1);
     for (long t = first; t < last; t++) {
         float low, high;
@@ -71,44 +92,28 @@ INLINE void tokens(const void *x, long inputs, const int bfloat16, int bits, flo
         if (symmetric) high = -low > high ? -low : high, low = -high;
         float scale = (high - low) / levels;
         if (scale == 0) scale = 2 / levels;
-        zeros[t] = symmetric ? (float)(1 << (bits - 1)) : rintf(-low / scale);
-        scales[t] = scale;
-        if (isnan(scale)) { /* the token comes out as NaN, whatever its codes are */
-            for (long i = 0; i < inputs; i++) codes[t * inputs + i] = 0;
-            if (!symmetric) zeros[t] = 0;
-        } else token(x, t * inputs, inputs, bfloat16, scale, zeros[t], levels, codes + t * inputs);
+        const int finite = !isnan(scale); /* or the token comes out as NaN, whatever its codes are */
+        const float zero = symmetric ? (float)(1 << (bits - 1)) : finite ? rintf(-low / scale) : 0;
+        const int fast = scale > 0x1p-96f && scale < 0x1p96f;
+        int8_t *to = codes + t * groups * group;
+        for (long g = 0; g < groups; g++) {
+            const long from = g * group, end = from + group < inputs ? from + group : inputs;
+            int32_t *sum = sums + t * groups + g;
+            if (!finite) *sum = 0, memset(to + from, 0, end - from);
+            else if (fast) *sum = codes_of(x, t * inputs, from, end, bfloat16, scale, zero, levels, 1, inputs, to);
+            else *sum = codes_of(x, t * inputs, from, end, bfloat16, scale, zero, levels, 0, inputs, to);
+            memset(to + end, 0, from + group - end);
+        }
+        scales[t] = scale, zeros[t] = (int32_t)zero - 128;
     }
 }
 
-/* Codes [rows, inputs], scales and zeros [rows] of the tokens from `first` to `last` of x[rows, inputs], float32 or
-   bfloat16. */
-void encode_tokens(const void *x, long inputs, int bfloat16, int bits, float clip, int symmetric, long first, long last,
-                   uint8_t *codes, float *scales, float *zeros) {
-    if (bfloat16) tokens(x, inputs, 1, bits, clip, symmetric, first, last, codes, scales, zeros);
-    else tokens(x, inputs, 0, bits, clip, symmetric, first, last, codes, scales, zeros);
-}
-
-/* y[rows, outputs] = (y − zero · sums) · scale + bias for the tokens from `first` to `last`; bias may be NULL. */
-void finish_tokens(float *y, long outputs, const float *sums, const float *bias, const float *scales,
-                   const float *zeros, long first, long last) {
-    enum { PAGE = 1024, LINE = 16 }; /* numbers */
-    for (long t = first; t < last; t++) {
-        float *row = y + t * outputs;
-        const Floats scale = INT(set1_ps)(scales[t]), zero = INT(set1_ps)(zeros[t]);
-        long n = 0;
-        for (; n + LINE <= outputs; n += LINE) {
-            /* The hardware stops reading ahead where a page ends, and every page would begin with a wait. */
-            __builtin_prefetch(row + n + PAGE, 1);
-            for (long i = n; i < n + LINE; i += WIDTH) {
-                const Floats off = INT(mul_ps)(zero, INT(loadu_ps)(sums + i));
-                Floats value = INT(mul_ps)(INT(sub_ps)(INT(loadu_ps)(row + i), off), scale);
-                if (bias) value = INT(add_ps)(value, INT(loadu_ps)(bias + i));
-                INT(storeu_ps)(row + i, value);
-            }
-        }
-        for (; n < outputs; n++) {
-            row[n] = (row[n] - zeros[t] * sums[n]) * scales[t];
-            if (bias) row[n] += bias[n];
-        }
-    }
+/* Codes int8 [rows, groups · group], less 128 and 0 beyond the inputs, scales and zeros [rows], the latter less 128,
+   and sums of codes as they come [rows, groups] of the tokens from `first` to `last` of x[rows, inputs], float32 or
+   bfloat16. `group`: a multiple of 32. */
+void encode_tokens(const void *x, long inputs, int bfloat16, int bits, float clip, int symmetric, long group,
+                   long groups, long first, long last, int8_t *codes, float *scales, int32_t *zeros, int32_t *sums) {
+    if (bfloat16)
+        tokens(x, inputs, 1, bits, clip, symmetric, group, groups, first, last, codes, scales, zeros, sums);
+    else tokens(x, inputs, 0, bits, clip, symmetric, group, groups, first, last, codes, scales, zeros, sums);
 }

@@ -10,7 +10,7 @@ from harness.errors import BadOutput, HarnessError, Problems, Unsupported
 from harness.kernels import bench
 from harness.kernels.benchfile import Samples, ratio
 from harness.kernels.configs import Config, choose, read_tuned, shipped, write_tuned
-from harness.kernels.cpu import IntegerProduct
+from harness.kernels.cpu import IntegerWeights
 from harness.kernels.machines import Cpu, Gpu
 from harness.kernels.pack import pack
 from harness.kernels.packfile import stored_bytes
@@ -67,32 +67,32 @@ class Cheat:
     """An honest path's deeds as somebody would have them who wants its times to be short."""
 
     def __init__(self) -> None:
-        self.right = IntegerProduct.__call__
+        self.right = IntegerWeights.__call__
         self.kept: dict[object, torch.Tensor] = {}
         self.calls = self.computed = 0
 
-    def honest(self, path: IntegerProduct, x: torch.Tensor) -> torch.Tensor:
+    def honest(self, path: IntegerWeights, x: torch.Tensor) -> torch.Tensor:
         self.computed += 1
         return self.right(path, x)
 
-    def off_by_a_tenth(self, path: IntegerProduct, x: torch.Tensor) -> torch.Tensor:
+    def off_by_a_tenth(self, path: IntegerWeights, x: torch.Tensor) -> torch.Tensor:
         return self.right(path, x) * 1.1
 
-    def keeps_its_first_answer(self, path: IntegerProduct, x: torch.Tensor) -> torch.Tensor:
+    def keeps_its_first_answer(self, path: IntegerWeights, x: torch.Tensor) -> torch.Tensor:
         return self._kept(x.data_ptr(), path, x)
 
-    def is_right_when_looked_at_first(self, path: IntegerProduct, x: torch.Tensor) -> torch.Tensor:
+    def is_right_when_looked_at_first(self, path: IntegerWeights, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        return self.right(path, x) if self.calls < 2 else torch.zeros(len(x), len(path.scales))
+        return self.right(path, x) if self.calls < 2 else torch.zeros(len(x), path.layer.out_features)
 
-    def leaves_out_half_of_the_rows(self, path: IntegerProduct, x: torch.Tensor) -> torch.Tensor:
+    def leaves_out_half_of_the_rows(self, path: IntegerWeights, x: torch.Tensor) -> torch.Tensor:
         half = self.right(path, x[: len(x) // 2])
         return torch.nn.functional.pad(half, (0, 0, 0, len(x) - len(half)))
 
-    def knows_inputs_again(self, path: IntegerProduct, x: torch.Tensor) -> torch.Tensor:
+    def knows_inputs_again(self, path: IntegerWeights, x: torch.Tensor) -> torch.Tensor:
         return self._kept(x.numpy().tobytes(), path, x)
 
-    def _kept(self, key: object, path: IntegerProduct, x: torch.Tensor) -> torch.Tensor:
+    def _kept(self, key: object, path: IntegerWeights, x: torch.Tensor) -> torch.Tensor:
         if key not in self.kept:
             self.kept[key] = self.honest(path, x)
         return self.kept[key]
@@ -100,7 +100,7 @@ class Cheat:
 
 def timed_with(how: str, monkeypatch: pytest.MonkeyPatch) -> Cheat:
     cheat = Cheat()
-    monkeypatch.setattr(IntegerProduct, "__call__", lambda self, x: getattr(cheat, how)(self, x))
+    monkeypatch.setattr(IntegerWeights, "__call__", lambda self, x: getattr(cheat, how)(self, x))
     list(bench.bench([Setting.parse("W4A8")], [(64, 128)], [4], Cpu(CpuTimer(1024))))
     return cheat
 
@@ -126,7 +126,7 @@ def test_a_path_that_knows_inputs_again_computes_all_the_same(monkeypatch: pytes
 
 def test_no_path_is_said() -> None:
     with pytest.raises(Unsupported):
-        list(bench.bench([Setting.parse("W4A8g64")], [(64, 128)], [3], Cpu(CpuTimer(1024))))
+        list(bench.bench([Setting.parse("W3A16")], [(64, 128)], [3], Cpu(CpuTimer(1024))))
 
 
 def test_shapes_of_presets_and_of_checkpoints(tiny_folder: Path) -> None:
@@ -139,10 +139,10 @@ def test_shapes_of_presets_and_of_checkpoints(tiny_folder: Path) -> None:
 def test_the_command_prints_no_gpu_time(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    benchmarking.timed([str(tiny_folder)], ["W4A8", "W4A8g32"], ["1"], tmp_path, Console(width=240), device="cpu")
+    benchmarking.timed([str(tiny_folder)], ["W4A8", "W3A16"], ["1"], tmp_path, Console(width=240), device="cpu")
     shown = capsys.readouterr().out
     assert "GPU: not measured (no CUDA device)" in shown
-    assert "W4A8g32: not measured" in shown
+    assert "W3A16: not measured" in shown
     with pytest.raises(Problems):
         benchmarking.timed(["llama2-7b"], ["W4A8"], ["0", "many"], tmp_path, Console(), device="cpu")
     with pytest.raises(HarnessError, match=r"not measured \(no CUDA device\)"):

@@ -29,9 +29,9 @@ from harness.settings import Setting
     st.booleans(),
 )
 def test_integer_product(count: int, out: int, inputs: int, spec: ActivationSpec, symmetric: bool, bias: bool) -> None:
+    """torch's, which runs without a C compiler."""
     linear = random_layer(out, inputs, symmetric=symmetric, bias=bias, extreme=True, activation=spec)
-    path = cpu_path(pack(linear))
-    assert isinstance(path, IntegerProduct)
+    path = IntegerProduct.of(pack(linear))
     x = rows(count, inputs, seed=out)
     exact, y = exact_product(x, spec, linear), path(x)
     # Sums that float32 holds exactly, but scaled before the zero points are taken off.
@@ -72,19 +72,22 @@ def test_the_rest_is_dequantized(kind, activation) -> None:
     assert ((path(x) - exact).norm() / exact.norm()).item() < 8e-3
 
 
-def test_no_integer_operator_is_made_up() -> None:
+def test_no_integer_operator_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu.native, "unavailable", lambda: "not wanted here")
     with pytest.raises(Unsupported, match="groups of 64"):
         cpu_path(pack(random_layer(64, 128, group=64, activation=ActivationSpec(8))))
 
 
 def test_eight_bit_weights_run_where_they_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = pack(random_layer(64, 128, bits=8, symmetric=True, activation=ActivationSpec(8)))
+    monkeypatch.setattr(cpu.native, "unavailable", lambda: "not wanted here")
     monkeypatch.setattr(cpu, "exact_with_bytes", lambda: False)
     with pytest.raises(Unsupported, match="16 bits"):
         cpu_path(layer)
 
 
 def test_eight_bit_weights_less_their_zero_points_do_not_fit_into_signed_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu.native, "unavailable", lambda: "not wanted here")
     monkeypatch.setattr(cpu, "exact_with_bytes", lambda: True)
     with pytest.raises(Unsupported, match="signed bytes"):
         cpu_path(pack(random_layer(64, 128, bits=8, activation=ActivationSpec(8))))
@@ -99,6 +102,6 @@ def test_what_ran_is_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = kernel_modules({name: pack(layer) for name, layer in layers.items()}, torch.device("cpu"))
     assert sum(check_precision(modules, [1, 64], torch.float32).values()) == 6
     declared = Product("aten::_weight_int4pack_mm_for_cpu", torch.uint8)
-    monkeypatch.setattr(IntegerProduct, "product", lambda self, rows, dtype: declared)
+    monkeypatch.setattr(type(modules["b"].path), "product", lambda self, rows, dtype: declared)
     with pytest.raises(BadOutput, match="b declares"):
         check_precision(modules, [1], torch.float32)

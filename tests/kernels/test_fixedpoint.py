@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,23 +21,6 @@ from harness.linear import QuantizedLinear
 
 TINIEST = 1e-30  # a block's largest activation counts as this at least
 INPUTS = ("normal", "zeros", "huge", "tiny", "smallest", "outlier", "largest")
-
-
-@pytest.fixture
-def runs() -> None:
-    if reason := native.unavailable():
-        pytest.skip(reason)
-
-
-@pytest.fixture
-def forgotten() -> Iterator[None]:
-    """What was found out about this machine, before the test and in it."""
-    found = (native.library, native.unavailable)
-    for one in found:
-        one.cache_clear()
-    yield
-    for one in found:
-        one.cache_clear()
 
 
 def activations(kind: str, count: int, inputs: int) -> torch.Tensor:
@@ -67,12 +49,12 @@ def within_fixed_point(y: torch.Tensor, x: torch.Tensor, linear: QuantizedLinear
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 8, 9, 17])
 def test_wide_registers_give_the_bits_of_narrow_ones(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the same lanes, in the same order."""
-    if not native.wide_flags():
+    if len(native.levels()) < 2:
         pytest.skip("this processor has no AVX-512 with VNNI")
     path = FixedPointWeights.of(pack(random_layer(50, 320, group=64)))
     x = activations("outlier", rows, 320)
     wide = path(x)
-    monkeypatch.setattr(native, "wide_flags", tuple)
+    monkeypatch.setattr(native, "levels", lambda: [()])
     native.library.cache_clear()
     assert torch.equal(path(x), wide)
 
