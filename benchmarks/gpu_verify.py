@@ -173,7 +173,7 @@ def _wrong_models(device: str, dtype: torch.dtype, tokens: int) -> Iterator[str]
             )
         model.module.to(at, dtype)  # type: ignore[call-overload]
         quantized.install(model.module, model.architecture)
-        modules = kernel_modules(packed_layers(quantized.linears), at, kernels)
+        modules = kernel_modules(packed_layers(quantized.linears), model.architecture.shared_inputs, at, kernels)
         simulation = {name: model.module.get_submodule(name) for name in modules}
         try:
             operators = check_precision(modules, [1, tokens], dtype)
@@ -206,12 +206,12 @@ def runs(kernel: Kernel, layer: PackedLinear, x: torch.Tensor, config: Config) -
     return lambda: launch.weight_only(x, layer, config)
 
 
-def candidates(kernel: Kernel, shipped: Config, tokens: int) -> Iterator[Config]:
+def candidates(kernel: Kernel, config: Config, tokens: int) -> Iterator[Config]:
     """As shipped, and then those whose block is no larger than the tokens need; few tokens are all in one block."""
-    yield shipped
+    yield config
     enough = min((c.block_m for c in CANDIDATES[kernel] if c.block_m >= tokens), default=tokens)
     least = enough if kernel == "wna16_gemv" else 1
-    yield from (c for c in CANDIDATES[kernel] if c != shipped and least <= c.block_m <= enough)
+    yield from (c for c in CANDIDATES[kernel] if c != config and least <= c.block_m <= enough)
 
 
 def fastest(
@@ -249,11 +249,11 @@ def tune(shapes: Sequence[tuple[int, int]]) -> dict[str, Config]:
     winners: dict[str, Config] = {}
 
     def keep(
-        kernel: Kernel, shipped: Config, tokens: int, outputs: int, inputs: int,
+        kernel: Kernel, config: Config, tokens: int, outputs: int, inputs: int,
         works: Callable[[Config], Callable[[], torch.Tensor]],
     ) -> None:  # fmt: skip
-        if config := fastest(works, candidates(kernel, shipped, tokens), timer, deadline):
-            winners[key(kernel, tokens, outputs, inputs)] = config
+        if best := fastest(works, candidates(kernel, config, tokens), timer, deadline):
+            winners[key(kernel, tokens, outputs, inputs)] = best
         else:
             print(f"{kernel} {outputs}×{inputs} {tokens}: no time left to tune, as shipped", file=sys.stderr)
 
@@ -261,8 +261,8 @@ def tune(shapes: Sequence[tuple[int, int]]) -> dict[str, Config]:
         x = torch.randn(tokens, inputs, device="cuda", dtype=torch.float16)
         for setting in SETTINGS:
             path = GpuPath(pack(random_layer(outputs, inputs, setting)).to("cuda"), hardware)
-            kernel, shipped = path.config(tokens)
-            keep(kernel, shipped, tokens, outputs, inputs, functools.partial(runs, kernel, path.layer, x))
+            kernel, config = path.config(tokens)
+            keep(kernel, config, tokens, outputs, inputs, functools.partial(runs, kernel, path.layer, x))
     for tokens, inputs in itertools.product(TOKENS, sorted({inputs for _, inputs in shapes})):
         x = torch.randn(tokens, inputs, device="cuda", dtype=torch.float16)
         linear = random_layer(64, inputs, SETTINGS[-1])

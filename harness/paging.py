@@ -22,6 +22,7 @@ from harness.attention import allow_quantized_attention
 from harness.placement import TOKENS_AT_ONCE
 from harness.quantized import QuantizedModel
 from harness.quantizedfile import QuantizedFile
+from harness.simulation import scored
 from harness.standins import standing_in
 
 T = TypeVar("T")
@@ -154,7 +155,7 @@ class Paged:
                 part = file.part([f"{block}."]).on(self._module.device)
                 if part.attention:
                     allow_quantized_attention(self._module)
-                stack.enter_context(standing_in(self._modules, part, [blocks[block]], self._module.dtype))
+                stack.enter_context(standing_in(self._modules, part, [blocks[block]], self._module.dtype, scored))
             return stack.pop_all()
 
     @contextmanager

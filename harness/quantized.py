@@ -18,7 +18,7 @@ from harness.kernels.bits import pack_bits
 from harness.linear import QuantizedLinear, on_device
 from harness.method import QuantizedWindow, Report
 from harness.quantizedfile import QuantizedFile, Tensors, write
-from harness.simulation import simulate
+from harness.simulation import scored
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class QuantizedModel:
         return cls().joined(QuantizedFile(path).part())
 
     def install(self, model: PreTrainedModel, architecture: Architecture) -> None:
-        """Put the simulation of every linear, the norms and the attention specification in place, for good."""
+        """Put what every linear is scored by, the norms and the attention specification in place, for good."""
         modules = dict(model.named_modules())
         linears = on_device(self.linears, model.device)
-        for name, simulated in simulate(linears, architecture.shared_inputs, model.dtype).items():
+        for name, module in scored(linears, architecture.shared_inputs, model.dtype).items():
             parent, _, child = name.rpartition(".")
-            setattr(modules[parent], child, simulated)
+            setattr(modules[parent], child, module)
         for name, value in self.norms.items():
             owner, _, child = name.rpartition(".")
             parameter = getattr(modules[owner], child)

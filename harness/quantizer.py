@@ -307,7 +307,15 @@ def simulate_tokens(
     x: Float[torch.Tensor, "*tokens features"], spec: ActivationSpec
 ) -> Float[torch.Tensor, "*tokens features"]:
     """``x`` quantized and back, in its own dtype."""
+    levels, scale = levels_of_tokens(x, spec)
+    return levels.mul_(scale).to(x.dtype)
+
+
+def levels_of_tokens(
+    x: Float[torch.Tensor, "*tokens features"], spec: ActivationSpec
+) -> tuple[Float[torch.Tensor, "*tokens features"], Float[torch.Tensor, "*tokens 1"]]:
+    """Codes less the zero point, as float32, and scales."""
     scale, zero = token_grid(x, spec)
-    values = x.float() / scale
-    torch.clamp(values.round_(), min=-zero, max=(2**spec.bits - 1) - zero, out=values)
-    return values.mul_(scale).to(x.dtype)
+    levels = x.float() / scale
+    torch.clamp(levels.round_(), min=-zero, max=(2**spec.bits - 1) - zero, out=levels)
+    return levels, scale

@@ -12,9 +12,9 @@ from torch import nn
 from harness.architecture import Block
 from harness.attention import AttentionSpec, set_spec
 from harness.linear import QuantizedLinear
-from harness.simulation import simulate
 
 Modules = Mapping[str, nn.Module]
+StandIns = Callable[[Mapping[str, QuantizedLinear], Iterable[tuple[str, ...]], torch.dtype], Modules]
 
 
 class Part(Protocol):
@@ -34,11 +34,14 @@ class Part(Protocol):
 
 
 @contextmanager
-def standing_in(modules: Modules, part: Part, blocks: Iterable[Block], dtype: torch.dtype) -> Iterator[None]:
-    """Within, the linears, norms and attention of ``part``, which lies in ``blocks``, stand in for the model's own."""
+def standing_in(
+    modules: Modules, part: Part, blocks: Iterable[Block], dtype: torch.dtype, linears: StandIns
+) -> Iterator[None]:
+    """Within, the linears, norms and attention of ``part``, which lies in ``blocks``, stand in for the model's own;
+    ``linears`` makes the modules that run the former."""
     shared = [group for block in blocks for group in block.shared_inputs]
     with ExitStack() as stack:
-        stack.enter_context(replaced(modules, simulate(part.linears, shared, dtype)))
+        stack.enter_context(replaced(modules, linears(part.linears, shared, dtype)))
         for name, value in part.norms.items():
             stack.enter_context(_revalued(modules, name, value))
         for name, spec in part.attention.items():

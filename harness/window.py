@@ -77,7 +77,7 @@ class Runner:
 
     def installed(self, part: QuantizedWindow, blocks: Iterable[Block]) -> AbstractContextManager[None]:
         """Within, the linears, norms and attention of ``part`` stand in for the model's own."""
-        return standing_in(self.modules, part, blocks, self.dtype)
+        return standing_in(self.modules, part, blocks, self.dtype, simulate)
 
     def replaced(self, modules: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
         """Within, ``modules`` stand in for the model's own of those names."""

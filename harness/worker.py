@@ -174,7 +174,7 @@ class Job:
 
         if not self.folder.packed.is_file() or packed_from(self.folder.packed) != quantized.sha256:
             save_packed(packed_layers(quantized.part().linears), self.folder.packed, quantized.sha256)
-        kernels = kernel_modules(load_packed(self.folder.packed), model.device)
+        kernels = kernel_modules(load_packed(self.folder.packed), model.architecture.shared_inputs, model.device)
         simulation = {name: model.module.get_submodule(name) for name in kernels}
         return Executions(simulation, kernels, check_precision(kernels, [1, 64], model.module.dtype))
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,39 +14,31 @@ from harness.kernels.cpu import CpuKernels
 from harness.kernels.pack import PackedLinear, on_device, pack
 from harness.kernels.paths import Kernels, Path, Rows
 from harness.linear import QuantizedLinear
+from harness.simulation import PreparedInput
 
 _SIMULATION = "--execute simulation"
 
 
-class SharedInput:
-    """Prepares the input of linears that share one, once for all of them: transforms it, and has its codes made."""
+class KernelInput(PreparedInput):
+    """Rows, transformed, as codes where a product is of integers."""
 
-    def __init__(self, prepare: Callable[[Rows], Any], users: int) -> None:
-        self.prepare, self.users = prepare, users
-        self._source: torch.Tensor | None = None
-        self._given: Any = None
-        self._left = 0
+    def __init__(self, make: Callable[[Rows], Any], users: int) -> None:
+        super().__init__(users)
+        self.make = make
 
-    def __call__(self, x: Float[torch.Tensor, "*rows in"]) -> Any:
-        if self._left == 0 or self._source is not x:
-            self._given = self.prepare(x.reshape(-1, x.shape[-1]))
-            self._source, self._left = x, self.users
-        given = self._given
-        self._left -= 1
-        if self._left == 0:
-            self._source = self._given = None
-        return given
+    def prepare(self, x: Float[torch.Tensor, "*rows in"]) -> Any:
+        return self.make(x.reshape(-1, x.shape[-1]))
 
 
 class KernelLinear(nn.Module):
     """Stands in for an ``nn.Linear``: prepares its input, runs the path of its packed layer."""
 
-    def __init__(self, path: Path, shared: SharedInput) -> None:
+    def __init__(self, path: Path, prepare: KernelInput) -> None:
         super().__init__()
-        self.path, self.shared = path, shared
+        self.path, self.prepare = path, prepare
 
     def forward(self, x: Float[torch.Tensor, "*rows in"]) -> Float[torch.Tensor, "*rows out"]:
-        y = self.path.multiply(self.shared(x), x.dtype)
+        y = self.path.multiply(self.prepare(x), x.dtype)
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -81,9 +72,13 @@ def kernels_of(device: torch.device) -> Kernels:
 
 
 def kernel_modules(
-    layers: Mapping[str, PackedLinear], device: torch.device, kernels: Kernels | None = None
+    layers: Mapping[str, PackedLinear],
+    shared_inputs: Iterable[tuple[str, ...]],
+    device: torch.device,
+    kernels: Kernels | None = None,
 ) -> dict[str, KernelLinear]:
-    """The modules that run ``layers`` on ``device``, by :func:`kernels_of` it unless ``kernels`` are given.
+    """The modules that run ``layers`` on ``device``, by :func:`kernels_of` it unless ``kernels`` are given; those of a
+    group of ``shared_inputs`` that read an input alike share what is prepared of it.
 
     The layers' tensors are moved there. Raises Unsupported, naming the layer, where there is no kernel for one.
     """
@@ -94,16 +89,23 @@ def kernel_modules(
             paths[name] = kernels.path(layer)
         except Unsupported as error:
             raise Unsupported(f"{name}: {error.what}", fix=error.fix) from error
-    inputs = {name: _input_of(name, path) for name, path in paths.items()}
-    users = Counter(inputs.values())
-    shared = {key: SharedInput(kernels.preparing(paths[name]), users[key]) for name, key in inputs.items()}
-    return {name: KernelLinear(path, shared[inputs[name]]) for name, path in paths.items()}
+    modules: dict[str, KernelLinear] = {}
+    for group in shared_inputs:
+        alike: dict[Hashable, list[str]] = {}
+        for name in group:
+            if name in paths:
+                alike.setdefault(_read_alike(paths[name]), []).append(name)
+        for names in alike.values():
+            shared = KernelInput(kernels.preparing(paths[names[0]]), len(names))
+            modules |= {name: KernelLinear(paths[name], shared) for name in names}
+    if left := paths.keys() - modules.keys():
+        raise ValueError(f"no group of shared inputs has {', '.join(sorted(left))}")
+    return modules
 
 
-def _input_of(name: str, path: Path) -> Hashable:
-    """Alike for paths that share what is prepared of an input: of one kind and one online transform, reading alike."""
-    transform = path.layer.transform
-    return name if transform is None else (id(transform), type(path), path.reads)
+def _read_alike(path: Path) -> Hashable:
+    """The same for paths that make the same of an input: of one kind and one transform, reading alike."""
+    return id(path.layer.transform), type(path), path.reads
 
 
 def put_in_place(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:

@@ -16,7 +16,7 @@ from harness.method import QuantizedWindow, Report
 from harness.methods.cbq_rounding import Relaxation, RoundedWeight
 from harness.quantizer import ActivationSpec, simulate_tokens, token_grid
 from harness.settings import Setting
-from harness.simulation import PreparedInput
+from harness.simulation import SimulatedInput
 from harness.transform import InputTransform
 
 UNCLIPPED = 0.0
@@ -37,7 +37,7 @@ class LearnedInput:
         return float(2 * torch.sigmoid(self.rho.detach()))
 
 
-class StudentInput(PreparedInput):
+class StudentInput(SimulatedInput):
     """Prepares a learned input once for the linears that share it, so that gradients reach its clip ratio."""
 
     def __init__(self, learned: LearnedInput) -> None:

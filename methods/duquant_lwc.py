@@ -14,8 +14,17 @@ from harness.attention import AttentionSpec
 from harness.errors import HarnessError
 from harness.linear import QuantizedLinear
 from harness.method import QuantizedWindow, Report
-from harness.quantizer import SCALE_DTYPE, Grid, WeightFormat, encode, grid_of_ranges, range_of_rows, simulate_tokens
-from harness.simulation import PreparedInput, simulate
+from harness.quantizer import (
+    SCALE_DTYPE,
+    ActivationSpec,
+    Grid,
+    WeightFormat,
+    encode,
+    grid_of_ranges,
+    range_of_rows,
+    simulate_tokens,
+)
+from harness.simulation import SimulatedInput, simulate
 from harness.window import Stream, Window
 
 WIDEST = 1 / (1 + math.exp(-4))
@@ -109,12 +118,13 @@ def student(
     return modules
 
 
-class StraightThroughInput(PreparedInput):
+class StraightThroughInput(SimulatedInput):
     """Gradients pass the rounding of tokens as if it were not there."""
 
-    def _prepare(self, x: Float[torch.Tensor, "*rows in"]) -> Float[torch.Tensor, "*rows in"]:
-        x = x if self.transform is None else self.transform.apply(x)
-        return x if self.activation is None else x + (simulate_tokens(x.detach(), self.activation) - x.detach())
+    def quantize(
+        self, x: Float[torch.Tensor, "*rows in"], activation: ActivationSpec
+    ) -> Float[torch.Tensor, "*rows in"]:
+        return x + (simulate_tokens(x.detach(), activation) - x.detach())
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ class ClippedLinear(nn.Module):
         weight: Float[torch.Tensor, "out in"],
         plain: QuantizedLinear,
         format: WeightFormat,
-        prepare: PreparedInput,
+        prepare: SimulatedInput,
     ) -> None:
         super().__init__()
         self.full, self.bias, self.format, self.prepare = weight, plain.bias, format, prepare

@@ -3,9 +3,9 @@ import torch
 
 from harness.errors import BadOutput
 from harness.linear import QuantizedLinear, round_to_nearest
-from harness.quantizer import ActivationSpec, WeightFormat, simulate_tokens
+from harness.quantizer import ActivationSpec, WeightFormat, encode_tokens, simulate_tokens
 from harness.settings import Setting
-from harness.simulation import SimulatedLinear, simulate
+from harness.simulation import IntegerLinear, SimulatedLinear, scored, simulate
 from harness.transform import BlockRotation, InputTransform, Permutation
 
 
@@ -68,14 +68,14 @@ def test_linears_that_share_an_input_prepare_it_once(weight: torch.Tensor, x: to
     calls = 0
     prepare = modules["q"].prepare
     assert prepare is not None and prepare is modules["k"].prepare is modules["v"].prepare
-    original = prepare._prepare
+    original = prepare.prepare
 
     def counted(value: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return original(value)
 
-    prepare._prepare = counted  # type: ignore[method-assign]
+    prepare.prepare = counted  # type: ignore[method-assign]
     first = {name: module(x) for name, module in modules.items()}
     assert calls == 1
     later = x + 1
@@ -85,6 +85,42 @@ def test_linears_that_share_an_input_prepare_it_once(weight: torch.Tensor, x: to
         alone = SimulatedLinear(q, simulate({name: q}, [(name,)], torch.float32)[name].prepare, torch.float32)
         assert torch.equal(first[name], alone(x)) and torch.equal(other[name], alone(later))
     assert prepare._source is None and prepare._prepared is None  # no activation is kept alive
+
+
+@pytest.mark.parametrize("setting", ["W4A8", "W4A4sym", "W2A8", "W4A16", "W4A8g16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_scored_multiplies_integers_where_their_sums_are_exact(
+    weight: torch.Tensor, x: torch.Tensor, setting: str, dtype: torch.dtype
+) -> None:
+    """To the bit as int64 does, scales last; everything else is as it is while a model is quantized."""
+    parsed, bias = Setting.parse(setting), torch.arange(48.0)
+    linears = {name: round_to_nearest(weight + i, parsed, bias=bias) for i, name in enumerate("qk")}
+    modules = scored(linears, [("q", "k")], dtype)
+    floats = simulate(linears, [("q", "k")], dtype)
+    assert modules["q"].prepare is modules["k"].prepare
+    for name, q in linears.items():
+        y = modules[name](x.to(dtype))
+        if dtype == torch.float32 and setting not in ("W4A16", "W4A8g16"):
+            assert q.activation is not None
+            codes, scale, zero = encode_tokens(x, q.activation)
+            sums = (codes.long() - zero.long()) @ (q.codes.long() - q.zeros.long()).T
+            assert torch.equal(y, sums.float() * q.scales[:, 0].float() * scale + bias)
+            torch.testing.assert_close(y, floats[name](x), rtol=1e-5, atol=1e-4)
+        else:
+            assert torch.equal(y, floats[name](x.to(dtype)))
+
+
+def test_some_of_a_shared_input_may_be_integers(weight: torch.Tensor, x: torch.Tensor) -> None:
+    setting = Setting.parse("W4A8")
+    linears = {
+        "oc": round_to_nearest(weight, setting),
+        "ic": round_to_nearest(weight, setting, format=WeightFormat(4, 48, axis="ic")),
+    }
+    modules = scored(linears, [("oc", "ic")], torch.float32)
+    assert isinstance(modules["oc"], IntegerLinear) and isinstance(modules["ic"], SimulatedLinear)
+    for name, q in linears.items():
+        right = simulate({name: q}, [(name,)], torch.float32)[name](x)
+        torch.testing.assert_close(modules[name](x), right, rtol=1e-5, atol=1e-4)
 
 
 def test_axis_ic_weight(weight: torch.Tensor) -> None:

@@ -60,5 +60,6 @@ def load(path: Path, device: str = "cpu", execute: Execution = "simulation") -> 
     model = LoadedModel(module, tokenizer, quantization["cell"]["model"], path)
     quantized.install(module, model.architecture)
     if execute == "kernels":
-        put_in_place(module, kernel_modules(packed_layers(quantized.linears), torch.device(device)))
+        packed, shared = packed_layers(quantized.linears), model.architecture.shared_inputs
+        put_in_place(module, kernel_modules(packed, shared, torch.device(device)))
     return model

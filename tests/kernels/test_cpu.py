@@ -99,7 +99,8 @@ def test_what_ran_is_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
         "b": random_layer(64, 128, activation=ActivationSpec(8)),
         "c": random_layer(64, 128, bits=2),
     }
-    modules = kernel_modules({name: pack(layer) for name, layer in layers.items()}, torch.device("cpu"))
+    packed = {name: pack(layer) for name, layer in layers.items()}
+    modules = kernel_modules(packed, [(name,) for name in packed], torch.device("cpu"))
     assert sum(check_precision(modules, [1, 64], torch.float32).values()) == 6
     declared = Product("aten::_weight_int4pack_mm_for_cpu", torch.uint8)
     monkeypatch.setattr(type(modules["b"].path), "product", lambda self, rows, dtype: declared)

@@ -11,6 +11,7 @@ from harness.cells import Cell
 from harness.driver import quantize_model
 from harness.errors import Problems, Unsupported
 from harness.events import Events
+from harness.kernels import native
 from harness.kernels.cpu import CpuKernels
 from harness.kernels.difference import Executions, measure_difference
 from harness.kernels.execute import kernel_modules, packed_layers, put_in_place
@@ -37,7 +38,7 @@ def executions(model, setting: str, tmp_path: Path) -> Executions:
         model, RTN(), Setting.parse(setting), None, seed=0, checkpoints=tmp_path, progress=silent
     )
     quantized.install(model.module, model.architecture)
-    kernels = kernel_modules(packed_layers(quantized.linears), model.device)
+    kernels = kernel_modules(packed_layers(quantized.linears), model.architecture.shared_inputs, model.device)
     return Executions({name: model.module.get_submodule(name) for name in kernels}, kernels, {})
 
 
@@ -47,9 +48,12 @@ def test_kernels_stay_close_to_the_simulation(setting: str, tiny_model, tmp_path
     ids = torch.randint(0, 512, (3, 64), generator=torch.Generator().manual_seed(0))
     result = measure_difference("pydoc_kernels", tiny_model.module, both, ids, {}, lambda done, of: None)
     values = {row.metric: row.value for row in result.measurements}
-    assert 0 < values["mean_logit_difference"] < values["max_logit_difference"] < 0.5
+    if setting == "W4A8" and native.unavailable() is None:  # integers on both sides: the same bits
+        assert not any(value for metric, value in values.items() if "perplexity_of" not in metric)
+    else:
+        assert 0 < values["mean_logit_difference"] < values["max_logit_difference"] < 0.5
+        assert values["max_layer_error"] < 1e-2
     assert values["top1_flips"] < 0.1
-    assert values["max_layer_error"] < (1e-5 if setting == "W4A8" else 1e-2)
     assert abs(values["perplexity_difference_percent"]) < 1
     expected = 100 * (values["perplexity_of_kernels"] / values["perplexity_of_simulation"] - 1)
     assert values["perplexity_difference_percent"] == pytest.approx(expected)
@@ -66,10 +70,11 @@ def test_an_input_is_shared_by_layers_of_one_kind_only(kernels) -> None:
         "e": {"group": 64}, "f": {"axis": "ic"},
     }  # fmt: skip
     layers = {name: pack(random_layer(64, 128, transform=transform, **kind)) for name, kind in kinds.items()}
-    alone = {name: kernel_modules({name: layer}, torch.device("cpu"), kernels)[name] for name, layer in layers.items()}
+    cpu = torch.device("cpu")
+    alone = {name: kernel_modules({name: layer}, [(name,)], cpu, kernels)[name] for name, layer in layers.items()}
     for order in (list(layers), list(reversed(layers))):
-        together = kernel_modules({name: layers[name] for name in order}, torch.device("cpu"), kernels)
-        assert together["a"].shared is together["b"].shared is not together["c"].shared
+        together = kernel_modules(layers, [tuple(order)], cpu, kernels)
+        assert together["a"].prepare is together["b"].prepare is not together["c"].prepare
         x = torch.randn(2, 3, 128)
         assert all(torch.equal(together[name](x), alone[name](x)) for name in order)
 
@@ -125,7 +130,10 @@ def test_a_cell_is_scored_through_its_kernels(
     scored, compared = ({row.metric: row.value for row in result.measurements} for result in results)
     assert any(operator in label for label in results[1].manifest["operators"])
     assert scored["token_perplexity"] == pytest.approx(compared["perplexity_of_kernels"], rel=1e-6)
-    assert compared["perplexity_of_kernels"] != compared["perplexity_of_simulation"]
+    same = compared["perplexity_of_kernels"] == compared["perplexity_of_simulation"]
+    assert same == (
+        setting == "W4A8" and native.unavailable() is None
+    )  # integers are multiplied on both sides, or half precision on one
     assert set(load_packed(job.folder.packed)) == set(QuantizedModel.load(job.folder.quantized).linears)
 
 

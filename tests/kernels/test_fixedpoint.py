@@ -14,7 +14,7 @@ from layers import random_layer
 from harness.errors import Unsupported
 from harness.kernels import cpu, fixedpoint, native, paths
 from harness.kernels.cpu import FixedPointWeights, cpu_path
-from harness.kernels.execute import KernelLinear, SharedInput
+from harness.kernels.execute import KernelInput, KernelLinear
 from harness.kernels.pack import pack
 from harness.kernels.precision import check_precision
 from harness.linear import QuantizedLinear
@@ -179,7 +179,7 @@ def test_a_buffer_that_does_not_fit_is_refused() -> None:
 
 
 def alone(path: paths.Path) -> KernelLinear:
-    return KernelLinear(path, SharedInput(path.given, 1))
+    return KernelLinear(path, KernelInput(path.given, 1))
 
 
 @pytest.mark.usefixtures("runs")

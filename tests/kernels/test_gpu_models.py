@@ -52,7 +52,7 @@ def executions(
     """Both, of the model in ``dtype`` on ``device``."""
     model.module.to(device, dtype)
     quantized.install(model.module, model.architecture)
-    kernels = kernel_modules(packed_layers(quantized.linears), device, A100)
+    kernels = kernel_modules(packed_layers(quantized.linears), model.architecture.shared_inputs, device, A100)
     simulation = {name: model.module.get_submodule(name) for name in kernels}
     return Executions(simulation, kernels, {})
 
@@ -133,7 +133,7 @@ def test_nothing_is_left_on_the_cpu(tiny_model: LoadedModel, tmp_path: Path, mon
 def weight_only_module(monkeypatch: pytest.MonkeyPatch, planted=None):
     if planted is not None:
         monkeypatch.setattr(GpuPath, "__call__", planted)
-    return kernel_modules({"a": pack(random_layer(64, 128, group=64))}, CPU, A100)
+    return kernel_modules({"a": pack(random_layer(64, 128, group=64))}, [("a",)], CPU, A100)
 
 
 def test_a_product_by_other_means_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_products_are_counted_not_only_found(monkeypatch: pytest.MonkeyPatch) ->
     """Parts of a sum along the inputs are one launch and no product of their own; two launches are two."""
     run = GpuPath.__call__
     layer = pack(random_layer(16, 1024, group=64))
-    (module,) = (modules := kernel_modules({"a": layer}, CPU, A100)).values()
+    (module,) = (modules := kernel_modules({"a": layer}, [("a",)], CPU, A100)).values()
     assert "inputs in" in module.path.operator(1)
     check_precision(modules, [1], HALF)
     monkeypatch.setattr(GpuPath, "__call__", lambda path, x: (run(path, x) + run(path, x)) / 2)
@@ -196,7 +196,7 @@ A8 = {"activation": ActivationSpec(8)}
 def test_a_layer_without_a_kernel_is_named(kind, message: str) -> None:
     layers = {"model.a": pack(random_layer(64, 128)), "model.b": pack(random_layer(64, 128, **kind))}
     with pytest.raises(Unsupported, match=f"(?s)model.b: .*{message}"):
-        kernel_modules(layers, CPU, A100)
+        kernel_modules(layers, [tuple(layers)], CPU, A100)
 
 
 @pytest.mark.parametrize("target", ["sm_75", "gfx90a", "gfx1100"])
@@ -248,6 +248,6 @@ def test_a_model_keeps_its_type(dtype: torch.dtype) -> None:
     transform = InputTransform(steps=(BlockRotation(block_hadamard(64)),))
     for activation in (None, ActivationSpec(4)):
         layer = pack(random_layer(64, 128, activation=activation, transform=transform))
-        (module,) = kernel_modules({"a": layer}, CPU, A100).values()
+        (module,) = kernel_modules({"a": layer}, [("a",)], CPU, A100).values()
         y = module(torch.randn(1, 2, 128).to(dtype))
         assert y.dtype == dtype and y.shape == (1, 2, 64)

@@ -18,7 +18,7 @@ from layers import random_layer
 from harness.errors import Unsupported
 from harness.kernels import cpu, integers, native, paths
 from harness.kernels.cpu import IntegerProduct, IntegerWeights, cpu_path
-from harness.kernels.execute import KernelLinear, SharedInput
+from harness.kernels.execute import KernelInput, KernelLinear
 from harness.kernels.pack import pack
 from harness.kernels.precision import check_precision
 from harness.quantizer import ActivationSpec, encode_tokens
@@ -207,7 +207,7 @@ def test_sums_that_32_bits_may_not_hold_are_refused() -> None:
 
 
 def alone(path: paths.Path) -> KernelLinear:
-    return KernelLinear(path, SharedInput(path.given, 1))
+    return KernelLinear(path, KernelInput(path.given, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -87,7 +87,8 @@ def test_what_is_exported_runs_through_kernels(tiny_model: LoadedModel, tmp_path
     operators = set()
     for setting, tolerance in (("W4A16g32", 8e-3), ("W4A8", 2e-5)):
         trained = run(tiny_model, CBQ(epochs=1), tmp_path / setting, setting).linears
-        for name, path in kernel_modules(packed_layers(trained), tiny_model.device).items():
+        modules = kernel_modules(packed_layers(trained), tiny_model.architecture.shared_inputs, tiny_model.device)
+        for name, path in modules.items():
             x = torch.randn(5, trained[name].codes.shape[1], generator=torch.Generator().manual_seed(0))
             (simulated,) = simulate({name: trained[name]}, [(name,)], torch.float32).values()
             assert (path(x) - simulated(x)).norm() / simulated(x).norm() < tolerance, name

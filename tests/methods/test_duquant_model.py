@@ -20,7 +20,7 @@ from harness.progress import silent
 from harness.quantized import QuantizedModel
 from harness.quantizer import ActivationSpec, WeightFormat, encode_tokens, simulate_tokens
 from harness.settings import Setting
-from harness.simulation import PreparedInput
+from harness.simulation import SimulatedInput
 from harness.transform import BlockRotation, InputTransform
 
 W4A4 = Setting.parse("W4A4")
@@ -247,7 +247,7 @@ def test_the_student_begins_at_the_plain_result_and_can_learn() -> None:
     setting = Setting.parse("W4A16")
     format = replace(WeightFormat.of(setting), clip=0.8)
     plain = round_to_nearest(weight, setting, format=format)
-    module = ClippedLinear(weight, plain, format, PreparedInput(None, None, 1))
+    module = ClippedLinear(weight, plain, format, SimulatedInput(None, None, 1))
     x = torch.eye(8)
     torch.testing.assert_close(module(x).T, plain.weight(), rtol=1e-3, atol=1e-5)
     with torch.enable_grad():
