@@ -148,14 +148,16 @@ def _wrong_transforms(device: str, rows: Sequence[int], sizes: Sequence[tuple[in
         linear = random_layer(outputs, inputs, Setting.parse("W4A8"))
         transform, x, layer = transform_of(linear), torch.randn(count, inputs).half(), pack(linear).to(device)
         rotations = launch.Rotations.of(transform.to(device), x.dtype)
-        y = launch.rotate(x.to(device), rotations, config, fused=fused)
+        moved = x.to(device)
+        given = (moved, rotations) if fused else (launch.rotate_permute(moved, rotations), rotations.rest)
+        y = launch.rotate(*given, config)
         exact = transform.apply(x.float())
         case = f"{count}×{inputs} {'in one kernel' if fused else 'in two'} {config}"
         if not ((y.cpu().float() - exact).abs() <= 2e-3 * exact.abs().amax(1, keepdim=True)).all():
             yield f"rotation {case}"
         assert layer.activation is not None
         alone = launch.quantize_rows(y, layer.activation, layer)
-        at_once = launch.rotate_quantize(x.to(device), rotations, layer.activation, layer, config, fused=fused)
+        at_once = launch.rotate_quantize(*given, layer.activation, layer, config)
         if not torch.equal(alone.codes, at_once.codes):
             yield f"rotation and codes {case}"
 
@@ -272,9 +274,8 @@ def tune(shapes: Sequence[tuple[int, int]]) -> dict[str, Config]:
 
 
 def _rotates(rotating: Rotating, x: torch.Tensor, config: Config) -> Callable[[], torch.Tensor]:
-    """In one kernel: in two, the second one alone has a configuration, that of the same rotation."""
-    rotations = launch.Rotations.of(rotating.transform, x.dtype)
-    return lambda: launch.rotate(x, rotations, config, fused=True)
+    """In as many kernels as run: the last one has the configuration."""
+    return lambda: launch.rotate(*rotating.begun(x), config)
 
 
 def main() -> int:

@@ -150,29 +150,23 @@ class Rotations:
             None if second is None else second.matrix.to(dtype).contiguous(),
         )
 
+    @property
+    def rest(self) -> Rotations:
+        """What is left of two rotations after the permutation."""
+        assert self.second is not None
+        return Rotations(None, self.second, None, None)
 
-def rotate(
-    x: Float[torch.Tensor, "rows in"], rotations: Rotations, config: Config, *, fused: bool
-) -> Float[torch.Tensor, "rows in"]:
-    """The online transform. ``fused``: in one kernel that takes whole rows; else in one for the first rotation and the
-    permutation and one for the rest."""
-    if not fused and rotations.targets is not None:
-        middle = _rotate_permute(x, rotations)
-        return middle if rotations.second is None else rotate(middle, _rest(rotations), config, fused=True)
+
+def rotate(x: Float[torch.Tensor, "rows in"], rotations: Rotations, config: Config) -> Float[torch.Tensor, "rows in"]:
+    """The online transform."""
     return _rotate(x, rotations, config, None)
 
 
 def rotate_quantize(
-    x: Float[torch.Tensor, "rows in"], rotations: Rotations, spec: ActivationSpec, layer: PackedLinear, config: Config,
-    *, fused: bool,
-) -> QuantizedRows:  # fmt: skip
-    """:func:`rotate`, and what :func:`quantize_rows` makes of it, in as many kernels as the rotation alone."""
+    x: Float[torch.Tensor, "rows in"], rotations: Rotations, spec: ActivationSpec, layer: PackedLinear, config: Config
+) -> QuantizedRows:
+    """:func:`rotate`, and what :func:`quantize_rows` makes of it, at once."""
     _group_of_integers(layer)
-    if not fused and rotations.targets is not None:
-        middle = _rotate_permute(x, rotations)
-        if rotations.second is None:
-            return quantize_rows(middle, spec, layer)
-        return rotate_quantize(middle, _rest(rotations), spec, layer, config, fused=True)
     quantized, group = _empty_rows(x, layer)
     _rotate(x, rotations, config, (quantized, group, spec))
     return quantized
@@ -203,8 +197,8 @@ def _rotate(
     return y
 
 
-def _rotate_permute(x: Float[torch.Tensor, "rows in"], rotations: Rotations) -> Float[torch.Tensor, "rows in"]:
-    """Smoothed, rotated once, and permuted."""
+def rotate_permute(x: Float[torch.Tensor, "rows in"], rotations: Rotations) -> Float[torch.Tensor, "rows in"]:
+    """The transform up to its permutation, in blocks of rows that need not fit anywhere; ``rotations.rest`` is left."""
     _refuse_beyond_int32(*x.shape)
     x = _by_rows(x)
     (rows, inputs), size = x.shape, rotations.first.shape[0]
@@ -216,12 +210,6 @@ def _rotate_permute(x: Float[torch.Tensor, "rows in"], rotations: Rotations) -> 
         B=size, HAS_SMOOTH=rotations.smooth is not None, WIDEN=_widened(x), BM=16, num_warps=4,
     )  # fmt: skip
     return y
-
-
-def _rest(rotations: Rotations) -> Rotations:
-    """What is left of two rotations after the permutation."""
-    assert rotations.second is not None
-    return Rotations(None, rotations.second, None, None)
 
 
 def _widened(x: torch.Tensor) -> bool:

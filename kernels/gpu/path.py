@@ -142,27 +142,29 @@ class Rotating:
 
     def __init__(self, path: Path, transform: InputTransform, hardware: Hardware) -> None:
         self.path, self.transform, self.hardware = path, transform, hardware
-        self.fused = path.layer.padded_in <= _FUSED_INPUTS
         self._rotations = functools.cache(partial(launch.Rotations.of, transform))
 
     def config(self, rows: int) -> Config:
         inputs, hardware = self.path.layer.in_features, self.hardware
         return choose("rotate", hardware.target, rows, inputs, inputs, hardware.processors, hardware.gpu)
 
+    def begun(self, x: Rows) -> tuple[Rows, launch.Rotations]:
+        """What the last kernel is given: all of it, or what is left behind a kernel for the first rotation alone."""
+        half = x.to(_half(x.dtype))
+        rotations = self._rotations(half.dtype)
+        if self.path.layer.padded_in <= _FUSED_INPUTS or rotations.second is None or rotations.targets is None:
+            return half, rotations
+        return launch.rotate_permute(half, rotations), rotations.rest
+
     def rotated(self, x: Rows) -> Rows:
         """In the half precision."""
-        return launch.rotate(*self._operands(x), fused=self.fused)
+        return launch.rotate(*self.begun(x), self.config(len(x)))
 
     def __call__(self, x: Rows) -> launch.QuantizedRows | Rows:
         layer = self.path.layer
         if layer.activation is None or not layer.integers:
             return cast(Rows, self.path.given(self.rotated(x).to(x.dtype)))
-        half, rotations, config = self._operands(x)
-        return launch.rotate_quantize(half, rotations, layer.activation, layer, config, fused=self.fused)
-
-    def _operands(self, x: Rows) -> tuple[Rows, launch.Rotations, Config]:
-        half = x.to(_half(x.dtype))
-        return half, self._rotations(half.dtype), self.config(len(x))
+        return launch.rotate_quantize(*self.begun(x), layer.activation, layer, self.config(len(x)))
 
 
 def _half(dtype: torch.dtype) -> torch.dtype:

@@ -79,11 +79,12 @@ def rotation(
     packed = pack(random_layer(64, inputs, activation=spec, transform=transform))
     exact = transform.apply(x.double().float())
     rotations = launch.Rotations.of(transform, torch.float16)
-    turned = launch.rotate(x, rotations, config, fused=fused)
+    given = (x, rotations) if fused or steps < 3 else (launch.rotate_permute(x, rotations), rotations.rest)
+    turned = launch.rotate(*given, config)
     if spec is None:
         assert ((turned.float() - exact).abs() <= 2e-3 * exact.abs().amax(1, keepdim=True)).all()
         return
-    result = launch.rotate_quantize(x, rotations, spec, packed, config, fused=fused)
+    result = launch.rotate_quantize(*given, spec, packed, config)
     alone = launch.quantize_rows(turned, spec, packed)
     assert torch.equal(result.codes, alone.codes) and torch.equal(result.scales, alone.scales)
     codes, scale, zero = encode_tokens(exact, spec)
