@@ -69,7 +69,7 @@ def _kernels() -> Iterator[Row]:
     yield "act_quant", "activations per token: codes, scales, zero points, row sums", gpu
     yield "rotate_quantize, rotate_permute", "smooth, rotate, permute, rotate, quantize", gpu
     yield "w4a16_fixed_point", "W4A16 with activations in 16-bit fixed point", ours
-    yield "wna8_integer", "W4A8, W4A4, W8A8 of any groups: int4 × int8, zero points taken off exactly", ours
+    yield "wna8_integer", "W4A8, W4A4 in groups or not, with VNNI W8A8: exact sums, zero points included", ours
     yield "aten::_weight_int4pack_mm_for_cpu", "W4A16 in bfloat16, groups of 32 to 256 inputs", cpu
     yield "onednn::qlinear_pointwise", "the same of whole channels without a C compiler: uint8 × int8", cpu
     yield "aten::mm of bfloat16, dequantized", "every other packed layer", cpu

@@ -93,8 +93,9 @@ class IntegerInput(PreparedInput):
 class IntegerLinear(nn.Module):
     """Stands in for an ``nn.Linear`` whose weight has a scale for each output: multiplies integers, in float32.
 
-    Up to 2²⁴, which 255 · 15 · 4386 is, their sums are exact, and the same whoever adds them up in whichever order: a
-    score does not depend on the processor's products, and an integer kernel has the same bits.
+    Up to 2²⁴ their sums are exact, and the same whoever adds them up in whichever order: a score does not depend on the
+    processor's products, and an integer kernel has the same bits. 4386 inputs of 4 and 8 bits cannot leave that range
+    (258 of 8 and 8 bits); more do where codes lie at the ends of theirs all along, and are rounded as floats are.
     """
 
     weight: torch.Tensor
@@ -105,7 +106,7 @@ class IntegerLinear(nn.Module):
         super().__init__()
         self.prepare = prepare
         self.out_features, self.in_features = quantized.codes.shape
-        self.register_buffer("weight", quantized.codes.float() - quantized.zeros.float(), persistent=False)
+        self.register_buffer("weight", quantized.codes - quantized.zeros.float(), persistent=False)
         self.register_buffer("scales", quantized.scales[:, 0].float(), persistent=False)
         bias = None if quantized.bias is None else quantized.bias.float()
         self.register_buffer("bias", bias, persistent=False)

@@ -65,6 +65,9 @@ def product(x: Tokens, layer: UInt8[torch.Tensor, " bytes"], outputs: int) -> Fl
 
     Raises ValueError for a buffer that holds no layer of these sizes, and for tensors of other types.
     """
+    (tokens, padded), groups = x.codes.shape, x.sums.shape[1]
+    if not x.scales.shape == x.zeros.shape == (tokens,) or x.sums.shape != (tokens, groups):
+        raise ValueError(f"{OPERATOR} takes a scale, a zero point and sums for each token")
     tensors = (x.codes, x.scales, x.zeros, x.sums, layer)
     types = (torch.int8, torch.float32, torch.int32, torch.int32, torch.uint8)
     if tuple(tensor.dtype for tensor in tensors) != types or not all(
@@ -72,7 +75,6 @@ def product(x: Tokens, layer: UInt8[torch.Tensor, " bytes"], outputs: int) -> Fl
     ):
         raise ValueError(f"{OPERATOR} takes tensors of {types}, contiguous, on a CPU")
     tell(OPERATOR, x.codes, layer)
-    (tokens, padded), groups = x.codes.shape, x.sums.shape[1]
     y = torch.empty(tokens, outputs)
     function, here, bytes_ = library().wna8, layer.data_ptr(), layer.numel()
     of_tokens = (x.codes.data_ptr(), padded, x.scales.data_ptr(), x.zeros.data_ptr(), x.sums.data_ptr(), groups)

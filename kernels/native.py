@@ -26,8 +26,8 @@ from harness.provenance import cpu
 _NEEDS = ("avx2", "fma", "f16c")
 # What more a processor may have, each beside what stands before it, and the compiler's words for it.
 _MORE = (
-    {"avx512f": "-mavx512f", "avx512bw": "-mavx512bw", "avx512_vnni": "-mavx512vnni"},
-    {"amx_tile": "-mamx-tile", "amx_int8": "-mamx-int8"},
+    (("avx512f", "avx512bw", "avx512_vnni"), ("-mavx512f", "-mavx512bw", "-mavx512vnni")),
+    (("amx_int8",), ("-mamx-tile", "-mamx-int8")),
 )
 _SOURCES = [Path(__file__).with_name(name) for name in ("lanes.h", "tiles.h", "w4a16.c", "tokens.c", "wna8.c")]
 _TRIAL = Path(__file__).with_name("trial.py")
@@ -59,8 +59,11 @@ def library() -> ctypes.CDLL:
     for options in levels():
         try:
             return _loaded([*compiler, *_FLAGS, *options])
+        except subprocess.CalledProcessError as error:
+            wrong = error  # less may do
         except (OSError, subprocess.SubprocessError) as error:
             wrong = error
+            break
     lines = (getattr(wrong, "stderr", None) or str(wrong)).strip().splitlines() or [type(wrong).__name__]
     raise Unsupported(f"the C compiler or what it made fails: {lines[-1]}", fix="name another in CC") from wrong
 
@@ -76,10 +79,10 @@ def levels() -> list[tuple[str, ...]]:
     An older compiler, or a system that keeps instructions to itself, may refuse some.
     """
     found: list[tuple[str, ...]] = [()]
-    for more in _MORE:
-        if not set(cpu()["flags"]) >= more.keys():
+    for needed, words in _MORE:
+        if not set(cpu()["flags"]).issuperset(needed):
             break
-        found.insert(0, (*found[0], *more.values()))
+        found.insert(0, (*found[0], *words))
     return found
 
 
@@ -87,7 +90,7 @@ def _loaded(command: list[str]) -> ctypes.CDLL:
     version = subprocess.run(
         [command[0], "--version"], capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=True
     ).stdout
-    sources = [source.read_text() for source in _SOURCES]
+    sources = [source.read_text() for source in (*_SOURCES, _TRIAL)]
     key = hashlib.sha256("\0".join((*sources, *command, version)).encode()).hexdigest()
     target = cache_dir() / "native" / f"kernels-{key[:32]}.so"
     if not target.is_file():

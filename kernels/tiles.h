@@ -15,7 +15,7 @@ enum { TILE = 16 };
 #define TILE_STORE(tile, to, stride) _tile_stored(tile, to, stride)
 #define TILE_PRODUCT(sums, x, weights) _tile_dpbsud(sums, x, weights) /* of signed and unsigned bytes */
 #define TILES_END() _tile_release()
-/* Compilers do not know that a tile is loaded from memory. */
+/* Compilers do not know that tiles, and what they are like, are loaded from memory. */
 #define TILES_READ(a, b, c) __asm__ volatile("" ::"r"(a), "r"(b), "r"(c) : "memory")
 
 /* Whether there are tiles for this thread; all eight are of full size then. The system has to be asked for them. */
@@ -28,6 +28,7 @@ static int tiles_begin(void) {
         uint8_t rows[16];
     } config = {.palette = 1};
     for (int tile = 0; tile < 8; tile++) config.bytes[tile] = 64, config.rows[tile] = TILE;
+    TILES_READ(&config, 0, 0);
     _tile_loadconfig(&config);
     return 1;
 }

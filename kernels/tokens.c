@@ -6,8 +6,6 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { PAGE = 4096 }; /* bytes */
-
 static float value_at(const void *x, long at, int bfloat16) {
     union { uint32_t bits; float value; } one;
     if (bfloat16) one.bits = (uint32_t)((const uint16_t *)x)[at] << 16;
@@ -45,8 +43,10 @@ INLINE void range(const void *x, long at, long inputs, const int bfloat16, float
     if (rest != 0 || isnan(rest)) *low = *high = NAN;
 }
 
-/* values / scales, correctly rounded. `fast`: from the reciprocal, which rounds correctly once its result is within a
-   unit (Markstein), as one correction makes it; a second one does it. Scales of any size are divided by. */
+/* values / scales, correctly rounded wherever that decides a code. `fast`, which is for scales that are neither very
+   large nor very small: from the reciprocal, by a correction that rounds correctly once a quotient is within a unit
+   (Markstein), as a first one makes it. Far below a half the last bit may differ, as what is left of a value
+   underflows. */
 INLINE Floats divided(Floats values, Floats scales, Floats reciprocals, const int fast) {
     if (!fast) return INT(div_ps)(values, scales);
     Floats quotient = INT(mul_ps)(values, reciprocals);
@@ -65,7 +65,8 @@ INLINE int32_t codes_of(const void *x, long at, long first, long last, const int
     long i = first;
     for (; i + WIDTH <= last; i += WIDTH) {
         _mm_prefetch((const char *)x + (at + i + ahead) * (bfloat16 ? 2 : 4), _MM_HINT_T0);
-        const Floats steps = divided(values_at(x, at + i, bfloat16), scales, reciprocals, fast);
+        Floats steps = divided(values_at(x, at + i, bfloat16), scales, reciprocals, fast);
+        steps = INT(min_ps)(INT(max_ps)(steps, INT(set1_ps)(-0x1p20f)), INT(set1_ps)(0x1p20f)); /* or it is no int */
         Ints code = INT(add_epi32)(INT(cvtps_epi32)(steps), zeros); /* half to even */
         code = INT(min_epi32)(INT(max_epi32)(code, least), most);
         sums = INT(add_epi32)(sums, code);

@@ -241,10 +241,12 @@ static void finish(const Layer *layer, long from, const Activations *x, long fir
 
 const char *wna8_instructions(void) {
 #if defined(TILES_END)
-    return "AVX-512, VNNI and AMX";
-#else
-    return WIDTH == 16 ? "AVX-512 and VNNI" : "AVX2";
+    if (tiles_begin()) {
+        TILES_END();
+        return "AVX-512, VNNI and AMX";
+    }
 #endif
+    return WIDTH == 16 ? "AVX-512 and VNNI" : "AVX2";
 }
 
 /* Bits of the weights that can be multiplied here: in 16 bits two products of bytes do not fit. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from layers import random_layer
 
+from harness import provenance
 from harness.errors import Unsupported
 from harness.kernels import cpu, integers, native, paths
 from harness.kernels.cpu import IntegerProduct, IntegerWeights, cpu_path
@@ -25,19 +27,17 @@ from harness.quantizer import ActivationSpec, encode_tokens
 
 pytestmark = pytest.mark.usefixtures("runs")
 
-KINDS = ("normal", "zeros", "outlier", "positive", "negative", "huge", "tiny", "smallest", "ties")
+KINDS = ("normal", "zeros", "outlier", "positive", "negative", "huge", "large", "small", "tiny", "smallest", "ties")
 PRETENDED = "-DPRETENDED_TILES"
 
 
-def at_level(name: str) -> None:
-    """What is compiled from now on is for these instructions. Skips the test where there are none."""
-    levels = native.levels()
-    if name != "AVX2" and len(levels) < 2:
-        pytest.skip("this processor has no AVX-512 with VNNI")
-    options = {"AVX2": (), "AVX-512": levels[-2], "tiles in plain C": (*levels[-2], PRETENDED)}[name]
-    native.levels = lambda: [options]
-    native.library.cache_clear()
-    native.library()  # compiled, if it is not yet, before anything is timed
+LEVELS = native.levels
+NAMES = {
+    "AVX2": "AVX2",
+    "AVX-512": "AVX-512 and VNNI",
+    "AMX": "AVX-512, VNNI and AMX",
+    "tiles in plain C": "AVX-512, VNNI and AMX",
+}
 
 
 def forget() -> None:
@@ -45,16 +45,34 @@ def forget() -> None:
     native.unavailable.cache_clear()
 
 
-@pytest.fixture(scope="module", params=["AVX2", "AVX-512", "tiles in plain C"])
+@pytest.fixture(scope="module", params=NAMES)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     """The instructions that everything in the test is compiled for."""
-    before = native.levels
+    *more, vnni, avx2 = ((), *LEVELS())[-3:]
+    options = {"AVX2": avx2, "AVX-512": vnni, "AMX": more[0] if more else (), "tiles in plain C": (*vnni, PRETENDED)}
+    if request.param != "AVX2" and not options[request.param][:1]:
+        pytest.skip("this processor does not have them")
+    native.levels = lambda: [options[request.param]]
+    forget()
     try:
-        at_level(request.param)
+        assert native.instructions() == NAMES[request.param]
         yield request.param
     finally:
-        native.levels = before  # type: ignore[assignment]
-        native.library.cache_clear()
+        native.levels = LEVELS
+        forget()
+
+
+@pytest.fixture(autouse=True)
+def as_it_is(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What is compiled is what this processor has, in a test that does not ask for a level."""
+    if "level" in request.fixturenames:
+        yield
+        return
+    before, native.levels = native.levels, LEVELS
+    forget()
+    yield
+    native.levels = before
+    forget()
 
 
 def activations(kind: str, count: int, inputs: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -69,7 +87,9 @@ def activations(kind: str, count: int, inputs: int, dtype: torch.dtype, seed: in
         middles = torch.where(torch.rand(x.shape, generator=generator) < 0.5, middles, beside)
         x = torch.maximum(torch.minimum(middles, x.amax(1, keepdim=True)), x.amin(1, keepdim=True))
     x = x.abs() if kind == "positive" else -x.abs() if kind == "negative" else x
-    return (x * {"zeros": 0.0, "huge": 1e35, "tiny": 1e-30, "smallest": 1e-41}.get(kind, 1.0)).to(dtype)
+    return (
+        x * {"zeros": 0.0, "huge": 1e35, "large": 1e29, "small": 1e-26, "tiny": 1e-30, "smallest": 1e-41}.get(kind, 1.0)
+    ).to(dtype)
 
 
 @given(
@@ -78,7 +98,7 @@ def activations(kind: str, count: int, inputs: int, dtype: torch.dtype, seed: in
     kind=st.sampled_from(KINDS),
     bits=st.sampled_from([4, 8]),
     symmetric=st.booleans(),
-    clip=st.sampled_from([1.0, 0.9]),
+    clip=st.sampled_from([1.0, 0.9, 1e-8]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     group=st.sampled_from([None, 32, 64]),
     seed=st.integers(0, 2**31),
@@ -185,6 +205,8 @@ def test_a_buffer_that_does_not_fit_is_refused() -> None:
     refused(x._replace(codes=x.codes.view(torch.uint8)), path.buffer, 20)
     refused(x._replace(codes=x.codes.T.contiguous().T), path.buffer, 20)
     refused(x._replace(zeros=x.zeros.long()), path.buffer, 20)
+    refused(x._replace(scales=x.scales[:1]), path.buffer, 20)
+    refused(x._replace(sums=x.sums[:1]), path.buffer, 20)
     refused(x, path.buffer[:-1], 20)
     refused(x, path.buffer[:63], 20)
     refused(x, torch.cat([path.buffer, path.buffer[:1]]), 20)
@@ -267,6 +289,24 @@ def test_what_is_wrong_is_not_used(line: str, wrong: str, tmp_path: Path, monkey
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "levels"),
+    [
+        ("avx2 fma f16c", ["AVX2"]),
+        ("avx2 fma f16c avx512f avx512bw avx512vl", ["AVX2"]),  # before VNNI
+        ("avx2 fma f16c avx512f avx512bw avx512_vnni avx512vl", ["VNNI", "AVX2"]),
+        ("avx2 fma f16c avx512f avx512bw avx512_vnni amx_bf16 amx_tile amx_int8", ["tiles", "VNNI", "AVX2"]),
+    ],
+)
+def test_what_a_processor_has_is_compiled_for(flags: str, levels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system lists it."""
+    monkeypatch.setattr(provenance, "_text", lambda path: f"model name : one\nflags\t\t: fpu {flags}\n")
+    monkeypatch.setattr(native, "cpu", provenance.cpu)
+    vnni, tiles = {"-mavx512f", "-mavx512bw", "-mavx512vnni"}, {"-mamx-tile", "-mamx-int8"}
+    words = {"AVX2": set(), "VNNI": vnni, "tiles": vnni | tiles}
+    assert [set(options) for options in native.levels()] == [words[level] for level in levels]
+
+
 @pytest.mark.usefixtures("forgotten")
 def test_instructions_that_are_refused_are_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
@@ -279,7 +319,9 @@ def test_the_kernel_for_tiles_compiles_and_has_them(tmp_path: Path) -> None:
     """On any processor; what it computes is tested with tiles in plain C."""
     words = [*native._FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-S"]
     source, target = Path(native.__file__).with_name("wna8.c"), tmp_path / "wna8.s"
-    done = subprocess.run(["cc", *words, str(source), "-o", str(target)], capture_output=True, text=True)
+    done = subprocess.run(
+        [os.environ.get("CC", "cc"), *words, str(source), "-o", str(target)], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"this compiler knows no tiles: {done.stderr.splitlines()[0]}")
     text = target.read_text()
