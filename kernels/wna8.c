@@ -17,7 +17,7 @@
 
 enum { OUTPUTS = 64, QUAD = 4, LINE = 64, STEP = QUAD * LINE, PARTS = OUTPUTS / WIDTH }; /* LINE: a quad of 16 */
 enum { DEPTH = 256, TOKENS = 128 }; /* inputs unpacked at a time; tokens whose sums are kept at a time */
-enum { AHEAD = 4096 };              /* bytes of codes asked for early where they are unpacked in registers */
+enum { AHEAD = 8192 };              /* bytes of codes asked for early where they are unpacked in registers */
 
 #define MAGIC 0x38414e57 /* "WNA8" */
 
